@@ -1,0 +1,26 @@
+# What a newcomer types. Each target says what it installs before it does, is safe
+# to run twice, and leaves nothing running.
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint fmt clean-services
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## the binary, target/release/longshore
+	cargo build --release --locked
+
+demo: ## builds zlib on a coordinator and two workers, live (installs what is missing)
+	@scripts/demo.sh
+
+test: ## every test, with RabbitMQ and Docker Engines of its own (installs what is missing)
+	@scripts/test.sh
+
+lint: ## fmt, clippy, cargo deny, shellcheck, as CI does
+	@scripts/lint.sh
+
+fmt: ## formats the Rust code
+	cargo fmt --all
+
+clean-services: ## ends services that an interrupted test or demo may have left
+	@scripts/clean-services.sh
