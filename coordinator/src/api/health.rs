@@ -1,0 +1,33 @@
+//! Health and metrics.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::{ApiError, ApiState};
+
+/// The process is up.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// 200 if runs can be taken and carried out: it leads (which it only does while it can write the
+/// store), and the broker is connected. 503 says what is missing.
+pub(super) async fn readyz(State(state): State<ApiState>) -> Response {
+    let store = state.store.counters().await.is_ok();
+    let (leading, broker) =
+        state.live.as_ref().map_or((false, false), |live| (*live.leading.borrow(), (live.broker_connected)()));
+    let ready = leading && broker && store;
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ready": ready, "leading": leading, "broker": broker, "store": store }))).into_response()
+}
+
+/// For Prometheus.
+pub(super) async fn metrics(State(state): State<ApiState>) -> Result<Response, ApiError> {
+    let metrics = state.metrics.ok_or(ApiError::NotFound("metrics page: this process records none"))?;
+    // The version of the text format is part of what Prometheus negotiates.
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()).into_response())
+}

@@ -1,0 +1,195 @@
+//! Logs: raw bytes, or lines as server-sent events that a client can resume exactly.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::response::sse::KeepAlive;
+use axum::response::{IntoResponse, Response, Sse};
+use bytes::Bytes;
+use futures_util::stream;
+use longshore_protocol::output::Ending;
+use longshore_protocol::{Attempt, RunId, StepName};
+use serde::Deserialize;
+
+use super::events::{Wake, last_event_id, sse};
+use super::types::LogEvent;
+use super::{ApiError, ApiState};
+use crate::core::view::StepPhase;
+use crate::logs::read::{LogReader, Place};
+use crate::logs::seal::ChunkError;
+use crate::store::Store;
+use crate::store::log_rows::Selection;
+
+/// Which lines.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Wanted {
+    /// Of one step; without it, of all.
+    step: Option<StepName>,
+    /// Of one try of it; without it, of all.
+    attempt: Option<Attempt>,
+    /// From this line on, counted from 1, of one try of one step: the newest, if none is named.
+    from: Option<u64>,
+    /// The last so many that are there now.
+    tail: Option<u64>,
+    /// What comes later, too.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// SSE if the client accepts `text/event-stream`, else `text/plain` with the bytes as they were.
+pub(super) async fn logs(
+    State(state): State<ApiState>,
+    run: Result<Path<RunId>, PathRejection>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let (Path(run), Query(wanted)) = (run?, wanted?);
+    // Before the first look at the store, so that nothing is committed in between unseen.
+    let wake = if wanted.follow { Wake::new(&state, run) } else { None };
+    let one_step = wanted.step.is_some();
+    let (reader, selection) = reader(&state, run, &wanted, last_event_id(&headers)?).await?;
+    let until = Until { store: state.store.clone(), selection, step: wanted.step };
+    let lines = Lines { reader, wake, until, last: Place::default(), next: VecDeque::new(), over: false };
+    let events = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    if events.is_some_and(|accept| accept.contains("text/event-stream")) {
+        let events = stream::unfold(lines, async |mut lines| {
+            let (place, event) = lines.next().await?;
+            Some((Ok::<_, Infallible>(sse(&place.to_string(), &event)), lines))
+        });
+        return Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response());
+    }
+    let bytes = stream::unfold(lines, move |mut lines| async move {
+        let (_, event) = lines.next().await?;
+        Some((Ok::<_, Infallible>(raw(event, one_step)), lines))
+    });
+    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(bytes)).into_response())
+}
+
+async fn reader(
+    state: &ApiState,
+    run: RunId,
+    wanted: &Wanted,
+    seen: Option<Place>,
+) -> Result<(LogReader, Selection), ApiError> {
+    let mut selection = Selection { run, execution: None, attempt: wanted.attempt };
+    let mut newest = Attempt::FIRST;
+    state.store.summary(run).await?.ok_or(ApiError::NotFound("run"))?;
+    match &wanted.step {
+        Some(step) => {
+            let view = state.store.step(run, step).await?.ok_or(ApiError::NotFound("step"))?;
+            selection.execution = Some(view.execution);
+            newest = view.attempts.last().map_or(newest, |attempt| attempt.attempt);
+        }
+        None if wanted.attempt.is_some() || wanted.from.is_some() => {
+            return Err(ApiError::BadRequest("attempt and from are of one step: name it with step".to_owned()));
+        }
+        None => {}
+    }
+    if let (Some(_), None) = (wanted.from, wanted.attempt) {
+        selection.attempt = Some(newest);
+    }
+    let reader = LogReader::new(state.store.clone(), state.chunks.clone(), selection.clone());
+    let reader = match (seen, wanted.from, wanted.tail, selection.execution, selection.attempt) {
+        // A client that was cut off asks with the same address: where it was outranks where it began.
+        (Some(seen), ..) => reader.behind(seen),
+        (None, Some(_), Some(_), ..) => {
+            return Err(ApiError::BadRequest("from and tail: say one of them".to_owned()));
+        }
+        (None, Some(n), None, Some(execution), Some(attempt)) => reader.from_line(execution, attempt, n.max(1)).await?,
+        (None, None, Some(tail), ..) => reader.tail(tail).await?,
+        _ => reader,
+    };
+    Ok((reader, selection))
+}
+
+/// Says when nothing more can come.
+struct Until {
+    store: Store,
+    selection: Selection,
+    step: Option<StepName>,
+}
+
+impl Until {
+    async fn over(&self) -> Result<bool, ChunkError> {
+        let run = self.selection.run;
+        if self.store.summary(run).await?.is_none_or(|(_, done)| done) {
+            return Ok(true);
+        }
+        let Some(step) = &self.step else { return Ok(false) };
+        let Some(view) = self.store.step(run, step).await? else { return Ok(true) };
+        let closed = match self.selection.attempt {
+            Some(wanted) => view.attempts.iter().any(|attempt| attempt.attempt == wanted && attempt.log_closed),
+            None => view.phase == StepPhase::Settled && view.attempts.iter().all(|attempt| attempt.log_closed),
+        };
+        Ok(closed)
+    }
+}
+
+struct Lines {
+    reader: LogReader,
+    wake: Option<Wake>,
+    until: Until,
+    last: Place,
+    next: VecDeque<(Place, LogEvent)>,
+    over: bool,
+}
+
+impl Lines {
+    async fn next(&mut self) -> Option<(Place, LogEvent)> {
+        loop {
+            if let Some((place, event)) = self.next.pop_front() {
+                self.last = place;
+                return Some((place, event));
+            }
+            if self.over {
+                return None;
+            }
+            if let Err(error) = self.look().await {
+                // The status is sent already: the stream ends, and the client asks again.
+                tracing::warn!(%error, run = %self.until.selection.run, "a stream of lines was cut");
+                return None;
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), ChunkError> {
+        // Asked before the lines are read: what is over then can have no line that this look misses.
+        let over = self.wake.is_none() || self.until.over().await?;
+        self.next.extend(self.reader.next_page().await?);
+        if self.next.is_empty() {
+            if over {
+                self.next.push_back((self.last, LogEvent::End));
+                self.over = true;
+            } else if let Some(wake) = &mut self.wake {
+                self.over = !wake.wait().await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An event as plain text: the stream's own bytes, or every line behind its step's name.
+fn raw(event: LogEvent, one_step: bool) -> Bytes {
+    match event {
+        LogEvent::Line(line) => {
+            let mut bytes = if one_step { Vec::new() } else { format!("{} | ", line.step).into_bytes() };
+            bytes.extend(&line.data.0);
+            // Of several steps, the pieces of a long line stand alone: others may come in between.
+            if line.ending == Ending::Newline || !one_step {
+                bytes.push(b'\n');
+            }
+            bytes.into()
+        }
+        LogEvent::Gap { step, text, .. } if one_step => {
+            drop(step);
+            format!("{text}\n").into()
+        }
+        LogEvent::Gap { step, text, .. } => format!("{step} | {text}\n").into(),
+        LogEvent::End => Bytes::new(),
+    }
+}

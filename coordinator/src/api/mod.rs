@@ -1,0 +1,132 @@
+//! The HTTP API: JSON, errors as [`types::ErrorBody`], streams as server-sent events.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/runs` | [`submit`]: takes a run; 201, or 200 if it is known |
+//! | `GET /v1/runs`, `GET /v1/runs/{run}`, `POST …/cancel` | [`runs`] |
+//! | `GET /v1/runs/{run}/events` | [`events`]: what changes, as SSE with `Last-Event-ID` |
+//! | `GET /v1/runs/{run}/logs` | [`logs`]: raw bytes, or SSE with `Last-Event-ID` |
+//! | `GET /v1/workers` | [`runs::workers`] |
+//! | `HEAD`, `GET`, `PUT /v1/blobs/{hash}` | [`blobs`] |
+//! | `GET /healthz`, `/readyz`, `/metrics` | [`health`] |
+//!
+//! Reads are answered from the store, by whoever leads or stands by; writes by the leader's driver.
+
+mod auth;
+mod blobs;
+mod error;
+mod events;
+mod health;
+mod logs;
+mod runs;
+mod submit;
+pub mod types;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use error::ApiError;
+
+use crate::blobs::Blobs;
+use crate::core::view::WorkerView;
+use crate::driver::Tokens;
+use crate::driver::feed::Feed;
+use crate::driver::inputs::Command;
+use crate::logs::seal::ChunkFiles;
+use crate::store::Store;
+
+/// Of a JSON body. A pipeline's texts have at most 32 MiB, and JSON may double them.
+const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What the handlers need.
+#[derive(Clone)]
+pub(crate) struct ApiState {
+    store: Store,
+    blobs: Blobs,
+    chunks: ChunkFiles,
+    tokens: Arc<Tokens>,
+    metrics: Option<PrometheusHandle>,
+    /// `None`: a past run's file, which nobody writes.
+    live: Option<Live>,
+}
+
+/// What there is only beside a driver.
+#[derive(Clone)]
+pub(crate) struct Live {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) workers: watch::Receiver<Vec<WorkerView>>,
+    pub(crate) leading: watch::Receiver<bool>,
+    pub(crate) broker_connected: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Cancelled when the process ends: streams end, so that the server can.
+    pub(crate) closing: CancellationToken,
+}
+
+impl ApiState {
+    pub(crate) fn new(store: Store, blobs: Blobs, chunks: ChunkFiles) -> Self {
+        Self { store, blobs, chunks, tokens: Arc::default(), metrics: None, live: None }
+    }
+
+    pub(crate) fn with_live(mut self, live: Live) -> Self {
+        self.live = Some(live);
+        self
+    }
+
+    pub(crate) fn with_tokens(mut self, tokens: Tokens) -> Self {
+        self.tokens = Arc::new(tokens);
+        self
+    }
+
+    pub(crate) fn with_metrics(mut self, metrics: Option<PrometheusHandle>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    pub(crate) fn metrics(&self) -> Option<PrometheusHandle> {
+        self.metrics.clone()
+    }
+
+    /// Hands a command to the leader's driver and waits until it is committed.
+    async fn command<T>(
+        &self,
+        command: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> Command + Send,
+    ) -> Result<T, ApiError> {
+        let live = self.live.as_ref().ok_or(ApiError::ReadOnly)?;
+        let mut leading = live.leading.clone();
+        // Taking over takes milliseconds when nobody else leads: that is worth waiting for, a stand-by is not.
+        let led = async { leading.wait_for(|leading| *leading).await.is_ok() };
+        if !tokio::time::timeout(LEADER_WAIT, led).await.unwrap_or(false) {
+            return Err(ApiError::NotLeading);
+        }
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        live.commands.send(command(reply)).await.map_err(|_| ApiError::NotLeading)?;
+        answer.await.map_err(|_| ApiError::NotLeading)
+    }
+}
+
+/// How long a write waits for this process to lead.
+const LEADER_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Every route.
+pub(crate) fn router(state: ApiState) -> Router {
+    let guarded = Router::new()
+        .route("/v1/runs", post(submit::submit).get(runs::list))
+        .route("/v1/runs/{run}", get(runs::show))
+        .route("/v1/runs/{run}/cancel", post(runs::cancel))
+        .route("/v1/runs/{run}/events", get(events::follow))
+        .route("/v1/runs/{run}/logs", get(logs::logs))
+        .route("/v1/workers", get(runs::workers))
+        // A blob is streamed to disk and has a bound of its own.
+        .route("/v1/blobs/{hash}", get(blobs::get).put(blobs::put).layer(DefaultBodyLimit::disable()))
+        .route("/metrics", get(health::metrics))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), auth::check))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    let open = Router::new().route("/healthz", get(health::healthz)).route("/readyz", get(health::readyz));
+    guarded.merge(open).fallback(async || ApiError::NotFound("page")).with_state(state)
+}

@@ -1,0 +1,268 @@
+//! What is journalled: facts and decisions, in the order in which they became true.
+
+use longshore_protocol::event::{Hello, Phases};
+use longshore_protocol::job::Base;
+use longshore_protocol::outcome::CancelledBy;
+use longshore_protocol::output::Offsets;
+use longshore_protocol::{Attempt, ExecutionId, Incarnation, Outcome, RunId, SnapshotId, WorkerId};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::effect::JobQueue;
+use super::view::RunOutcome;
+use crate::pipeline::Pipeline;
+
+/// One line of the journal. A run's state is the fold of its entries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Entry {
+    /// A run was taken.
+    Submitted {
+        /// Which.
+        run: RunId,
+        /// Whom it is charged to.
+        tenant: String,
+        /// All of it.
+        pipeline: Box<Pipeline>,
+    },
+    /// Somebody no longer wants a run.
+    CancelAsked {
+        /// Which.
+        run: RunId,
+        /// Who.
+        by: CancelledBy,
+    },
+    /// A worker's events up to this number are in (P9).
+    Heard {
+        /// Whose.
+        worker: WorkerId,
+        /// Which start of it.
+        incarnation: Incarnation,
+        /// The highest number.
+        number: u64,
+    },
+    /// A worker began an incarnation (P10). Its records were taken as entries of their own.
+    Joined {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which start of it.
+        incarnation: Incarnation,
+        /// What it said, `records` left empty.
+        hello: Hello,
+    },
+    /// A worker whose lease had ended was heard of again.
+    Back {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// A worker's lease ended (P8).
+    LeaseEnded {
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// An attempt was put on a queue.
+    Dispatched {
+        /// Which run.
+        run: RunId,
+        /// What is carried out.
+        execution: ExecutionId,
+        /// Which try of it.
+        attempt: Attempt,
+        /// Where its job went.
+        queue: JobQueue,
+        /// What it starts from.
+        base: Base,
+    },
+    /// The first claim of an attempt (P5): from here on it has an owner.
+    Accepted {
+        /// Which run.
+        run: RunId,
+        /// What is carried out.
+        execution: ExecutionId,
+        /// Which try of it.
+        attempt: Attempt,
+        /// Its owner.
+        worker: WorkerId,
+        /// The number of the event that said so; 0 if a heartbeat did (P7).
+        number: u64,
+    },
+    /// The command's process was started.
+    Started {
+        /// Which run.
+        run: RunId,
+        /// What is carried out.
+        execution: ExecutionId,
+        /// Which try of it.
+        attempt: Attempt,
+        /// Its container, for people.
+        container: String,
+    },
+    /// An attempt is over (P11), by its owner's `finished`, by the end of its lease, or because its job is gone.
+    Ended {
+        /// Which run.
+        run: RunId,
+        /// What was carried out.
+        execution: ExecutionId,
+        /// Which try of it.
+        attempt: Attempt,
+        /// How it ended.
+        end: End,
+    },
+    /// The next try of an execution is wanted, not before this moment.
+    Retried {
+        /// Which run.
+        run: RunId,
+        /// What is carried out again.
+        execution: ExecutionId,
+        /// Why, for `why` and for the retry counters.
+        because: RetryCause,
+        /// Milliseconds since the Unix epoch.
+        not_before_ms: u64,
+    },
+    /// A step's outcome is fixed: exactly once (promise 1).
+    Settled {
+        /// Which run.
+        run: RunId,
+        /// Its execution.
+        execution: ExecutionId,
+        /// For good.
+        outcome: Outcome,
+    },
+    /// Every step of a run is settled.
+    RunSettled {
+        /// Which.
+        run: RunId,
+        /// The run's verdict.
+        outcome: RunOutcome,
+    },
+    /// The log of an attempt will not grow any more (P14).
+    LogClosed {
+        /// Which run.
+        run: RunId,
+        /// Whose log.
+        execution: ExecutionId,
+        /// Which try of it.
+        attempt: Attempt,
+        /// What is missing at its end.
+        gap: LogGap,
+    },
+    /// Nobody needs an ephemeral snapshot any more: it was told to go.
+    SnapshotDropped {
+        /// Which run.
+        run: RunId,
+        /// Whose.
+        execution: ExecutionId,
+        /// Its name.
+        snapshot: SnapshotId,
+    },
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum End {
+    /// The owner said so; or, of an attempt that found no worker to be sent to, the coordinator.
+    Finished {
+        /// How.
+        outcome: Outcome,
+        /// Whether nothing ran, because its key's snapshot was there.
+        cached: bool,
+        /// Final offsets.
+        output: Offsets,
+        /// What it left, on the owner's Engine.
+        snapshot: Option<SnapshotId>,
+        /// Where the time went.
+        phases: Phases,
+    },
+    /// Its owner was lost, or no longer held it.
+    Lost {
+        /// In words.
+        reason: String,
+    },
+    /// Its job reached nobody (P6): dispatched anew, uncharged.
+    Gone {
+        /// In words.
+        reason: String,
+    },
+    /// It was called off before anybody claimed it.
+    Withdrawn,
+}
+
+/// Why an execution is carried out again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RetryCause {
+    /// The fleet's fault, charged to the fleet's limit.
+    Infra,
+    /// The job reached nobody: uncharged (P6).
+    Gone,
+    /// The user's failure, under the user's rule.
+    User,
+}
+
+/// What is missing at a log's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum LogGap {
+    /// Nothing.
+    None,
+    /// So many bytes of each stream: `finished` had said how many there were.
+    Bytes {
+        /// Of each stream.
+        missing: Offsets,
+    },
+    /// Nobody knows: the worker was lost before it said `finished`.
+    EndUnknown,
+}
+
+impl Entry {
+    /// The run it belongs to; `None` for what concerns a worker.
+    pub fn run(&self) -> Option<RunId> {
+        match self {
+            Self::Heard { .. } | Self::Joined { .. } | Self::Back { .. } | Self::LeaseEnded { .. } => None,
+            Self::Submitted { run, .. }
+            | Self::CancelAsked { run, .. }
+            | Self::Dispatched { run, .. }
+            | Self::Accepted { run, .. }
+            | Self::Started { run, .. }
+            | Self::Ended { run, .. }
+            | Self::Retried { run, .. }
+            | Self::Settled { run, .. }
+            | Self::RunSettled { run, .. }
+            | Self::LogClosed { run, .. }
+            | Self::SnapshotDropped { run, .. } => Some(*run),
+        }
+    }
+
+    /// Its type, as the journal writes it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Submitted { .. } => "submitted",
+            Self::CancelAsked { .. } => "cancel_asked",
+            Self::Heard { .. } => "heard",
+            Self::Joined { .. } => "joined",
+            Self::Back { .. } => "back",
+            Self::LeaseEnded { .. } => "lease_ended",
+            Self::Dispatched { .. } => "dispatched",
+            Self::Accepted { .. } => "accepted",
+            Self::Started { .. } => "started",
+            Self::Ended { .. } => "ended",
+            Self::Retried { .. } => "retried",
+            Self::Settled { .. } => "settled",
+            Self::RunSettled { .. } => "run_settled",
+            Self::LogClosed { .. } => "log_closed",
+            Self::SnapshotDropped { .. } => "snapshot_dropped",
+        }
+    }
+
+    /// The run or the worker that it is about, for messages.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Heard { worker, .. }
+            | Self::Joined { worker, .. }
+            | Self::Back { worker }
+            | Self::LeaseEnded { worker } => format!("worker {worker}"),
+            _ => self.run().map(|run| format!("run {run}")).unwrap_or_default(),
+        }
+    }
+}

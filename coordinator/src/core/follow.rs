@@ -1,0 +1,172 @@
+//! What follows from what changed: settle, retry, skip, dispatch, until nothing follows.
+
+use std::collections::BTreeSet;
+
+use longshore_protocol::control::Control;
+use longshore_protocol::outcome::{CancelledBy, Outcome};
+use longshore_protocol::{RunId, WorkerId};
+
+use super::decide::{Core, Step};
+use super::entry::{End, Entry, RetryCause};
+use super::input::Millis;
+use super::state::{Key, Stage};
+
+impl Core {
+    /// Looks at every step of which something changed.
+    pub(super) fn follow(&mut self, now: Millis, out: &mut Step) {
+        while let Some((run, step)) = self.dirty.pop_first() {
+            self.follow_step(run, step, now, out);
+        }
+    }
+
+    fn follow_step(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
+        let Some(run) = self.state.runs.get(&id) else { return };
+        let Some(step) = run.steps.get(index) else { return };
+        let cancelled_by = run.cancelled_by(index);
+        match (step.stage, cancelled_by) {
+            (Stage::Settled, _) | (Stage::Current, None) => {}
+            (Stage::Current, Some(by)) => {
+                self.call_off(Key { run: id, step: index, attempt: step.last() }, by, now, out);
+            }
+            (Stage::Over, cancelled_by) => self.after_end(id, index, cancelled_by, now, out),
+            (Stage::Waiting { .. }, Some(by)) => self.settle(id, index, Outcome::Cancelled { by }, now, out),
+            (Stage::Waiting { not_before }, None) => {
+                if step.waits == 0 && not_before <= now {
+                    self.dispatch(id, index, now, out);
+                }
+            }
+        }
+    }
+
+    /// P11: a job that nobody claimed is withdrawn at once; an attempt that has an owner is over by its owner's
+    /// word, or by the end of its lease.
+    fn call_off(&mut self, key: Key, by: CancelledBy, now: Millis, out: &mut Step) {
+        let owner: Option<WorkerId> = self.state.attempt(key).owner.clone();
+        match owner {
+            Some(owner) => {
+                let claim = self.state.claim(key);
+                self.tell_worker(&owner, Control::Cancel { claim, by }, out);
+            }
+            None => self.end(key, End::Withdrawn, now, out),
+        }
+    }
+
+    /// An attempt is over: the step is settled by it, or tried again (promise 5).
+    fn after_end(&mut self, id: RunId, index: usize, cancelled: Option<CancelledBy>, now: Millis, out: &mut Step) {
+        let step = self.state.step(id, index);
+        let attempt = step.attempts.last().expect("a step that is over had an attempt");
+        let charged = step.charged;
+        let retries = self.state.runs[&id].planned(index).retry;
+        let outcome = attempt.outcome();
+        let (cause, again) = match &outcome {
+            None => (RetryCause::Gone, true),
+            Some(outcome) if outcome.is_infra() => {
+                let poison = charged.lost >= self.config.lost_max;
+                (RetryCause::Infra, charged.infra < self.config.infra_retries && !poison)
+            }
+            Some(outcome) => (RetryCause::User, outcome.is_users_failure() && charged.user < retries),
+        };
+        match (again, cancelled, outcome) {
+            (true, None, _) => {
+                let tried = match cause {
+                    RetryCause::Infra => charged.infra + 1,
+                    // Not at once: a queue that does not exist would return the next job as fast.
+                    RetryCause::Gone => charged.gone + 1,
+                    RetryCause::User => 0,
+                };
+                let wait = if tried == 0 { 0 } else { self.config.backoff(step.execution, step.last(), tried) };
+                let execution = step.execution;
+                let retried = Entry::Retried { run: id, execution, because: cause, not_before_ms: now + wait };
+                self.commit(retried, now, out);
+            }
+            // P13: a run that is called off tries nothing again.
+            (true, Some(by), _) | (false, Some(by), None) => {
+                self.settle(id, index, Outcome::Cancelled { by }, now, out);
+            }
+            (false, _, Some(outcome)) => self.settle(id, index, outcome, now, out),
+            (false, None, None) => unreachable!("a job that reached nobody is dispatched anew without a limit"),
+        }
+    }
+
+    /// Fixes a step's outcome, and what follows for the others: those that wait for it are skipped, the rest of
+    /// its run is called off.
+    pub(super) fn settle(&mut self, id: RunId, index: usize, outcome: Outcome, now: Millis, out: &mut Step) {
+        let execution = self.state.step(id, index).execution;
+        let passed = outcome.is_passed();
+        let failed = outcome.is_users_failure() || outcome.is_infra();
+        self.commit(Entry::Settled { run: id, execution, outcome }, now, out);
+        if !passed {
+            self.skip_dependents(id, index, now, out);
+        }
+        if failed {
+            self.fail_fast(id, index, now, out);
+        }
+        self.drop_snapshot(id, index, now, out);
+        if let Some(parent) = self.state.runs[&id].graph.parent[index] {
+            self.drop_snapshot(id, parent, now, out);
+        }
+        self.settle_run(id, now, out);
+    }
+
+    /// What waits for a step that did not pass will never begin. Steps that are called off settle as that.
+    fn skip_dependents(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
+        let run = &self.state.runs[&id];
+        let because = run.planned(index).name.to_string();
+        let mut reached: BTreeSet<usize> = BTreeSet::new();
+        let mut ahead: BTreeSet<usize> = run.graph.dependents[index].iter().copied().collect();
+        while let Some(next) = ahead.pop_first() {
+            let run = &self.state.runs[&id];
+            if run.steps[next].stage == Stage::Settled || run.cancelled_by(next).is_some() || !reached.insert(next) {
+                continue;
+            }
+            ahead.extend(&run.graph.dependents[next]);
+            let execution = run.steps[next].execution;
+            let outcome = Outcome::Skipped { because: because.clone() };
+            self.commit(Entry::Settled { run: id, execution, outcome }, now, out);
+            if let Some(parent) = self.state.runs[&id].graph.parent[next] {
+                self.drop_snapshot(id, parent, now, out);
+            }
+        }
+    }
+
+    /// A failure ends the rest of its run, unless the step that failed, or the other, keeps going.
+    fn fail_fast(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
+        let run = &self.state.runs[&id];
+        let planned = run.planned(index);
+        if planned.keep_going || run.cancelled || run.failed_first.is_some() {
+            return;
+        }
+        let mut others = run.steps.iter().zip(&run.pipeline.steps);
+        if others.any(|(step, planned)| step.stage != Stage::Settled && !planned.keep_going) {
+            let by = CancelledBy::Sibling(planned.name.to_string());
+            self.commit(Entry::CancelAsked { run: id, by }, now, out);
+        }
+    }
+
+    /// Writes a run's verdict once every step is settled.
+    pub(super) fn settle_run(&mut self, id: RunId, now: Millis, out: &mut Step) {
+        let run = &self.state.runs[&id];
+        if run.outcome.is_none() && run.tally.settled as usize == run.steps.len() {
+            let outcome = run.verdict();
+            self.commit(Entry::RunSettled { run: id, outcome }, now, out);
+        }
+    }
+
+    /// Removes what a step left once no child can need it, unless it is cached or kept for people.
+    fn drop_snapshot(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
+        let run = &self.state.runs[&id];
+        let step = &run.steps[index];
+        let Some(left) = step.left.as_ref().filter(|left| !left.dropped) else { return };
+        if step.stage != Stage::Settled || step.children > 0 || !run.leaves_ephemeral(index) {
+            return;
+        }
+        // Any worker beside the Engine will do; if none is there, its owner finds the message when it is back.
+        let workers = self.state.workers.iter();
+        let mut beside = workers.filter(|(_, worker)| worker.alive && worker.hello.engine == left.engine);
+        let worker = beside.next().map_or(&left.worker, |(id, _)| id).clone();
+        let snapshot = left.snapshot.clone();
+        let execution = step.execution;
+        self.commit(Entry::SnapshotDropped { run: id, execution, snapshot: snapshot.clone() }, now, out);
+        self.tell_worker(&worker, Control::RemoveSnapshot { snapshot }, out);
+    }
+}

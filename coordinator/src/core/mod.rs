@@ -1,0 +1,39 @@
+//! The pure core: decides what to dispatch, retry, cancel, skip and settle.
+//!
+//! It does no I/O, reads no clock and draws no random number. Three layers:
+//!
+//! * `decide`, from [`Core::apply`]: an [`Input`](input::Input) (a worker's event, a heartbeat, a tick, a user's
+//!   wish) becomes journal [entries](entry::Entry): stale ones are fenced here. `hear` is for events (P5, P9 to
+//!   P12), `beat` for heartbeats and ticks (P6 to P8), `output` for logs (P14);
+//! * `state`, the fold of the journal: [`State::apply`] (in `fold`) changes it by one entry and rejects an entry
+//!   that cannot follow: replay and live run the same function;
+//! * `follow`: looks at what changed and adds what follows from it (settle, retry, skip; `dispatch`), as entries
+//!   again, until nothing follows. So every decision is in the journal, and replay decides nothing.
+//!
+//! What is not journalled lives in `fleet`: silence counted in ticks (P8), free slots, reported snapshots; with
+//! `watch` for jobs that nobody has claimed, and `spool` for stored output. Everything concluded from it is an
+//! entry. `show` makes the views. An input costs what it changes: nothing scans a run but what concerns all of it.
+
+mod beat;
+mod config;
+mod decide;
+mod dispatch;
+pub mod effect;
+pub mod entry;
+mod fleet;
+mod fold;
+mod follow;
+mod graph;
+mod hear;
+pub mod input;
+mod output;
+mod show;
+mod spool;
+mod state;
+pub mod view;
+mod watch;
+
+pub use config::CoreConfig;
+pub use decide::{Core, Fenced, OutputFence, Step};
+pub use fold::Illegal;
+pub use state::State;

@@ -1,0 +1,40 @@
+//! The lease clock (P8): a tick a second through the heartbeat queue, at most one under way.
+//!
+//! Silence is counted in ticks that came back, so whatever holds up the queue stops the clock.
+
+use std::time::Duration;
+
+use longshore_protocol::Epoch;
+use longshore_protocol::broker::{Broker, Outgoing};
+use longshore_protocol::heartbeat::HeartbeatMessage;
+use longshore_protocol::topology::Address;
+use longshore_protocol::wire;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+/// Sends ticks until it is dropped. `back` holds the highest number that came back.
+pub(super) async fn tick<B: Broker>(
+    broker: B,
+    to: Address,
+    epoch: Epoch,
+    every: Duration,
+    lease: Duration,
+    mut back: watch::Receiver<u64>,
+) {
+    let mut interval = tokio::time::interval(every);
+    // After a stall the clock goes on from now: ticks are not made up for.
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut number = 0;
+    loop {
+        interval.tick().await;
+        number += 1;
+        let body = wire::encode(&HeartbeatMessage::Tick { epoch, number });
+        // Published again it keeps its number, so that of two that arrive one counts.
+        while let Err(error) = broker.publish(vec![Outgoing::new(to.clone(), body.clone())]).await {
+            tracing::debug!(%error, number, "a tick was not confirmed");
+            interval.tick().await;
+        }
+        // One that is under way for a lease has expired in its queue and will not come back.
+        drop(tokio::time::timeout(lease, back.wait_for(|back| *back >= number)).await);
+    }
+}

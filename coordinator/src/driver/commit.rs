@@ -1,0 +1,148 @@
+//! The end of a batch: one transaction, and what is seen of it outside (P3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use longshore_protocol::RunId;
+use longshore_protocol::broker::Broker;
+
+use super::inputs::Internal;
+use super::writer::{Work, Writer};
+use crate::core::entry::Entry;
+use crate::core::view::StepPhase;
+use crate::metrics::{attempt_started, entry_committed, phase_word};
+use crate::store::StoreError;
+use crate::store::batch::{RunRow, StepRow};
+
+impl<B: Broker> Writer<B> {
+    pub(super) async fn commit(&mut self, mut work: Work, inputs: usize) -> Result<(), StoreError> {
+        self.logs.write(&mut self.counters.change, &mut work.batch);
+        self.write_views(&mut work);
+        let begun = Instant::now();
+        self.shared.store.commit(self.epoch, &work.batch).await?;
+        self.committed_at = Instant::now();
+        metrics::histogram!("longshore_store_commit_seconds").record(begun.elapsed());
+        metrics::histogram!("longshore_store_batch_inputs").record(inputs as f64);
+        self.committed(work).await;
+        Ok(())
+    }
+
+    fn write_views(&mut self, work: &mut Work) {
+        // Steps first: whoever reads changes in order sees a run settled after its last step.
+        for (run, index) in &work.steps {
+            if let Some(view) = self.core.step_view(*run, *index) {
+                self.counters.change += 1;
+                self.phases.insert((*run, *index), view.phase);
+                work.batch.steps.push(StepRow { change: self.counters.change, run: *run, index: *index, view });
+            }
+        }
+        let of_steps = work.steps.iter().map(|(run, _)| *run).filter(|run| self.core.is_done(*run));
+        let runs: BTreeSet<RunId> = work.runs.iter().copied().chain(of_steps).collect();
+        for run in runs {
+            if let Some(summary) = self.core.run_summary(run) {
+                self.counters.change += 1;
+                let done = self.core.is_done(run);
+                let pipeline_hash = work.hashes.remove(&run).unwrap_or_default();
+                work.batch.runs.push(RunRow { change: self.counters.change, summary, pipeline_hash, done });
+                work.done.extend(done.then_some(run));
+            }
+        }
+    }
+
+    /// The batch is on disk: only now is anything of it seen outside.
+    async fn committed(&mut self, work: Work) {
+        if let Some(row) = work.batch.outbox.last() {
+            self.hands.newest.send_replace(row.id);
+        }
+        for (reply, taken) in work.submits {
+            // A client that went away is not told.
+            reply.send(taken).ok();
+        }
+        for reply in work.cancels {
+            reply.send(()).ok();
+        }
+        let of_steps = work.batch.steps.iter().map(|row| row.run);
+        let of_runs = work.batch.runs.iter().map(|row| row.summary.run);
+        let of_logs = work.batch.log_rows.iter().map(|row| row.claim.run);
+        let of_closed = work.batch.log_ends.iter().map(|end| end.claim.run);
+        let changed: BTreeSet<RunId> = of_steps.chain(of_runs).chain(of_logs).chain(of_closed).collect();
+        self.shared.feed.committed(changed);
+        for row in &work.batch.entries {
+            entry_committed(&row.entry);
+            if let Entry::Started { execution, attempt, .. } = &row.entry {
+                let steps = work.batch.steps.iter().filter(|step| step.view.execution == *execution);
+                steps
+                    .flat_map(|step| &step.view.attempts)
+                    .filter(|view| view.attempt == *attempt)
+                    .for_each(attempt_started);
+            }
+        }
+        for run in &work.done {
+            self.core.forget(*run);
+            self.logs.end_run(*run);
+            let steps: Vec<_> = self.phases.range((*run, 0)..=(*run, usize::MAX)).map(|(key, _)| *key).collect();
+            for key in steps {
+                self.phases.remove(&key);
+            }
+        }
+        self.seal();
+        if work.workers_changed {
+            self.show_state();
+        }
+        for delivery in work.acks {
+            // On an error its connection is gone: it comes again and is a repeat then.
+            if let Err(error) = delivery.ack().await {
+                tracing::debug!(%error, "an ack did not arrive");
+            }
+        }
+    }
+
+    fn seal(&mut self) {
+        for order in self.logs.to_seal() {
+            let (store, files) = (self.shared.store.clone(), self.shared.chunks.clone());
+            let internals = self.hands.internals.clone();
+            let stop = self.hands.stop.clone();
+            self.hands.tracker.spawn(async move {
+                let sealing = async {
+                    let chunks = files.seal(&store, &order).await;
+                    // Nobody listens once the reign is over: the log stays open, the next one seals it.
+                    drop(internals.send(Internal::Sealed { claim: order.claim, chunks }).await);
+                };
+                stop.run_until_cancelled(sealing).await;
+            });
+        }
+    }
+
+    /// What the pages of workers, health and metrics show; every tick, and when a worker comes or goes.
+    pub(super) fn show_state(&self) {
+        let workers = self.core.workers();
+        let alive: Vec<_> = workers.iter().filter(|worker| worker.alive).collect();
+        let free: u32 = alive.iter().map(|worker| worker.slots_free).sum();
+        let slots: u32 = alive.iter().map(|worker| worker.slots).sum();
+        metrics::gauge!("longshore_workers", "state" => "alive").set(alive.len() as f64);
+        metrics::gauge!("longshore_workers", "state" => "lost").set((workers.len() - alive.len()) as f64);
+        metrics::gauge!("longshore_slots", "state" => "free").set(f64::from(free));
+        metrics::gauge!("longshore_slots", "state" => "busy").set(f64::from(slots.saturating_sub(free)));
+        metrics::gauge!("longshore_outbox_rows").set(self.outstanding.len() as f64);
+        let connected = if self.shared.broker.connected() { 1.0 } else { 0.0 };
+        metrics::gauge!("longshore_broker_connected").set(connected);
+        let mut open: BTreeMap<&str, u32> =
+            [StepPhase::Waiting, StepPhase::Queued, StepPhase::Preparing, StepPhase::Running]
+                .into_iter()
+                .filter_map(phase_word)
+                .map(|word| (word, 0))
+                .collect();
+        let mut runs = BTreeSet::new();
+        for ((run, _), phase) in &self.phases {
+            if let Some(word) = phase_word(*phase) {
+                *open.entry(word).or_default() += 1;
+                runs.insert(*run);
+            }
+        }
+        for (phase, steps) in open {
+            metrics::gauge!("longshore_steps_open", "phase" => phase).set(f64::from(steps));
+        }
+        metrics::gauge!("longshore_runs_open").set(runs.len() as f64);
+        self.shared.workers.send_replace(workers);
+    }
+}

@@ -1,0 +1,104 @@
+//! How a coordinator is set up.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::core::CoreConfig;
+
+/// Of one blob: a source directory, packed. Larger ones belong into an image.
+pub const BLOB_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+/// A tick a second: a lease is then known to the second (P8).
+const TICK: Duration = Duration::from_secs(1);
+
+/// How a coordinator is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Of the fleet's queues.
+    pub prefix: String,
+    /// Where the journal is.
+    pub state: StateLocation,
+    /// Where blobs and log chunks are.
+    pub blob_dir: PathBuf,
+    /// The largest blob that is taken.
+    pub blob_bytes_max: u64,
+    /// Where the HTTP API listens; `None`: only in process.
+    pub listen: Option<SocketAddr>,
+    /// Who may use the API.
+    pub tokens: Tokens,
+    /// The core's bounds.
+    pub core: CoreConfig,
+    /// How often the lease clock ticks (P8).
+    pub tick: Duration,
+    /// What `/metrics` shows.
+    pub metrics: Option<PrometheusHandle>,
+}
+
+impl Config {
+    /// Defaults, without a port.
+    pub fn new(prefix: impl Into<String>, state: StateLocation, blob_dir: PathBuf) -> Self {
+        Self {
+            prefix: prefix.into(),
+            state,
+            blob_dir,
+            blob_bytes_max: BLOB_BYTES_MAX,
+            listen: None,
+            tokens: Tokens::default(),
+            core: CoreConfig::default(),
+            tick: TICK,
+            metrics: None,
+        }
+    }
+
+    /// How long a worker is believed that is not heard from; the workers' topology must say the same.
+    pub fn lease(&self) -> Duration {
+        self.tick * self.core.lease_ticks
+    }
+}
+
+/// Where the journal is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateLocation {
+    /// In this file, made if it is missing.
+    Sqlite(PathBuf),
+}
+
+/// Bearer tokens, each of a tenant. None: whoever reaches the API may use it, as tenant `default`.
+#[derive(Clone, Default)]
+pub struct Tokens(Vec<(blake3::Hash, String)>);
+
+impl Tokens {
+    /// Tokens, each with its tenant.
+    pub fn new(tokens: impl IntoIterator<Item = (String, String)>) -> Self {
+        Self(tokens.into_iter().map(|(token, tenant)| (blake3::hash(token.as_bytes()), tenant)).collect())
+    }
+
+    /// Whether no token is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whose token it is. Hashes are compared, in constant time and all of them, so that the time
+    /// that it takes says nothing about a token.
+    pub fn tenant(&self, token: &str) -> Option<&str> {
+        let hash = blake3::hash(token.as_bytes());
+        let mut found = None;
+        for (known, tenant) in &self.0 {
+            if *known == hash {
+                found = Some(tenant.as_str());
+            }
+        }
+        found
+    }
+}
+
+impl fmt::Debug for Tokens {
+    /// Tenants only.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(_, tenant)| tenant)).finish()
+    }
+}

@@ -1,0 +1,205 @@
+//! One reign: recover, then take batches until the epoch is lost or the process ends (P21).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use longshore_protocol::broker::Broker;
+use longshore_protocol::{Epoch, Shard};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::inputs::{Arrival, Command, INTERNALS, Intake, Internal, consume};
+use super::outbox::Publisher;
+use super::writer::{Hands, Writer};
+use super::{Shared, clock, gone};
+use crate::core::Core;
+use crate::core::input::Millis;
+use crate::logs::LogDesk;
+use crate::store::StoreError;
+use crate::store::batch::OutboxAbout;
+use crate::store::epoch::RENEW;
+
+/// Rows of the outbox looked through at a time when a reign begins.
+const OUTBOX_PAGE: u32 = 1_000;
+
+/// There is one shard today, and one active coordinator for it.
+const SHARD: Shard = Shard(0);
+
+/// Why a reign could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReignError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A journal that our own core rejects: a bug or a damaged file. Nobody leads until someone looks.
+    #[error("the journal cannot be replayed: {0}")]
+    Replay(String),
+}
+
+/// Leads until `shutdown`, or until an error says that it no longer does.
+pub(super) async fn lead<B: Broker>(
+    shared: Shared<B>,
+    epoch: Epoch,
+    commands: &mut mpsc::Receiver<Command>,
+    shutdown: &CancellationToken,
+) -> Result<(), ReignError> {
+    let stop = shutdown.child_token();
+    // Where this future is dropped instead of ended, the tasks around the writer must end as well.
+    let _guard = stop.clone().drop_guard();
+    let tracker = TaskTracker::new();
+    let led = async {
+        let (writer, intake, internals) = recover(shared, epoch, &tracker, &stop).await?;
+        rule(writer, intake, internals, commands, &stop).await
+    };
+    let led = led.await;
+    stop.cancel();
+    tracker.close();
+    tracker.wait().await;
+    led
+}
+
+/// Reads what the last reign left, and starts the tasks around the writer.
+async fn recover<B: Broker>(
+    shared: Shared<B>,
+    epoch: Epoch,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(Writer<B>, Intake, mpsc::Receiver<Internal>), ReignError> {
+    let mut core = Core::new(shared.core.clone());
+    let mut now = 0;
+    let mut runs = BTreeSet::new();
+    for (at, entry) in shared.store.entries_to_replay().await? {
+        core.replay(&entry, at).map_err(|illegal| ReignError::Replay(illegal.to_string()))?;
+        now = at;
+        runs.extend(entry.run());
+    }
+    let counters = shared.store.counters().await?;
+    let (mut jobs, mut outstanding) = (BTreeMap::<_, (u64, u64)>::new(), BTreeSet::new());
+    let mut last = 0;
+    loop {
+        let rows = shared.store.outbox_after(last, OUTBOX_PAGE).await?;
+        let Some(row) = rows.last() else { break };
+        last = row.id;
+        for row in rows {
+            outstanding.insert(row.id);
+            if let OutboxAbout::Job { queue, .. } = row.about {
+                jobs.entry(queue).or_default().0 += 1;
+            }
+        }
+    }
+    let logs = LogDesk::recovered(shared.store.open_logs().await?);
+    let mut phases = BTreeMap::new();
+    for run in runs {
+        let steps = core.run_view(run).map(|view| view.steps).unwrap_or_default();
+        phases.extend(steps.iter().enumerate().map(|(index, step)| ((run, index), step.phase)));
+    }
+    let (hands, intake, internals) = start_tasks(&shared, epoch, counters.outbox, tracker, stop);
+    let mut writer = Writer {
+        shared,
+        shard: SHARD,
+        epoch,
+        core,
+        logs,
+        counters,
+        hands,
+        jobs,
+        outstanding,
+        early: BTreeSet::new(),
+        ticks: 0,
+        phases,
+        committed_at: Instant::now(),
+        now,
+    };
+    writer.begin(wall_clock()).await?;
+    Ok((writer, intake, internals))
+}
+
+fn start_tasks<B: Broker>(
+    shared: &Shared<B>,
+    epoch: Epoch,
+    newest: i64,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> (Hands, Intake, mpsc::Receiver<Internal>) {
+    let (internals, internals_in) = mpsc::channel(INTERNALS);
+    let (newest, newest_in) = watch::channel(newest);
+    let (tick_back, tick_back_in) = watch::channel(0);
+    // One order of looks at a time, and one set of consumers ever.
+    let (looks, looks_in) = mpsc::channel(1);
+    let (ready, arriving) = mpsc::channel(1);
+    let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let stop = stop.clone();
+        tracker.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
+    };
+    let (broker, topology) = (shared.broker.clone(), shared.topology.clone());
+    // P3: what is left in the outbox is carried out first, since ids are given in order.
+    let publisher = Publisher {
+        broker: broker.clone(),
+        topology: topology.clone(),
+        shard: SHARD,
+        store: shared.store.clone(),
+        newest: newest_in,
+        done: internals.clone(),
+        declared: BTreeSet::new(),
+    };
+    spawn(Box::pin(publisher.run()));
+    spawn(Box::pin(consume(broker.clone(), topology.clone(), SHARD, RENEW, ready)));
+    let heartbeats = topology.heartbeats(SHARD).address();
+    let lease = shared.lease;
+    spawn(Box::pin(clock::tick(broker.clone(), heartbeats, epoch, shared.tick, lease, tick_back_in)));
+    spawn(Box::pin(gone::look(broker, topology, SHARD, looks_in, internals.clone())));
+    let hands = Hands { tracker: tracker.clone(), stop: stop.clone(), internals, newest, tick_back, looks };
+    (hands, Intake::new(arriving), internals_in)
+}
+
+/// Batch after batch: while a transaction runs, the inputs of the next one gather.
+async fn rule<B: Broker>(
+    mut writer: Writer<B>,
+    mut intake: Intake,
+    mut internals: mpsc::Receiver<Internal>,
+    commands: &mut mpsc::Receiver<Command>,
+    stop: &CancellationToken,
+) -> Result<(), ReignError> {
+    let mut renew = tokio::time::interval(RENEW);
+    renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let wait = writer.core.next_wakeup().map(|at| Duration::from_millis(at.saturating_sub(wall_clock())));
+        let first = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            // Every second, whatever else there is: it only counts where nothing was committed meanwhile.
+            _ = renew.tick() => Arrival::Renew,
+            Some(command) = commands.recv() => Arrival::Command(command),
+            Some(internal) = internals.recv() => Arrival::Internal(internal),
+            (source, delivery) = intake.next() => Arrival::Delivery(source, delivery),
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => Arrival::Clock,
+        };
+        let idle = matches!(first, Arrival::Renew) && writer.committed_at.elapsed() < RENEW / 2;
+        let mut arrivals = vec![first];
+        while let Ok(command) = commands.try_recv() {
+            arrivals.push(Arrival::Command(command));
+            if arrivals.len() > super::inputs::COMMANDS {
+                break;
+            }
+        }
+        for _ in 0..INTERNALS {
+            let Ok(internal) = internals.try_recv() else { break };
+            arrivals.push(Arrival::Internal(internal));
+        }
+        intake.drain(&mut arrivals);
+        if idle && arrivals.len() == 1 {
+            continue;
+        }
+        writer.carry_out(arrivals, wall_clock()).await?;
+    }
+}
+
+/// Milliseconds since the Unix epoch. The driver passes it on; the core reads no clock.
+fn wall_clock() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}

@@ -1,0 +1,355 @@
+//! One batch: each input to the core, and what follows from it gathered for one transaction (P3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use longshore_protocol::broker::{Broker, Delivery, dead_letter};
+use longshore_protocol::control::ControlMessage;
+use longshore_protocol::event::{Claim, EventMessage};
+use longshore_protocol::heartbeat::HeartbeatMessage;
+use longshore_protocol::output::{OutputMessage, Stream};
+use longshore_protocol::wire::{self, Unreadable};
+use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, Shard};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+
+use super::Shared;
+use super::gone::{Look, queue_of};
+use super::inputs::{Arrival, Command, Internal, Source, Taken};
+use crate::core::effect::{Effect, JobQueue};
+use crate::core::entry::Entry;
+use crate::core::input::{Input, Millis};
+use crate::core::view::StepPhase;
+use crate::core::{Core, OutputFence, Step};
+use crate::logs::LogDesk;
+use crate::store::StoreError;
+use crate::store::batch::{Batch, EntryRow, NewLog, OutboxAbout, OutboxRow};
+use crate::store::recover::Counters;
+
+/// Claims whose output came before their `accepted`, remembered so that it is asked for at once.
+/// Beyond so many the ordinary resend does it, some ticks later.
+const EARLY_MAX: usize = 1_024;
+
+/// Job queues are looked at every so many ticks: an accept deadline is ten times as long.
+const LOOK_TICKS: u64 = 3;
+
+/// The one writer of a reign.
+pub(super) struct Writer<B: Broker> {
+    pub(super) shared: Shared<B>,
+    pub(super) shard: Shard,
+    pub(super) epoch: Epoch,
+    pub(super) core: Core,
+    pub(super) logs: LogDesk,
+    pub(super) counters: Counters,
+    pub(super) hands: Hands,
+    /// Jobs per queue, in this reign: dispatched, and of those confirmed.
+    pub(super) jobs: BTreeMap<JobQueue, (u64, u64)>,
+    /// Messages that are in the outbox.
+    pub(super) outstanding: BTreeSet<i64>,
+    pub(super) early: BTreeSet<(RunId, ExecutionId, Attempt)>,
+    pub(super) ticks: u64,
+    pub(super) phases: BTreeMap<(RunId, usize), StepPhase>,
+    pub(super) committed_at: Instant,
+    /// INVARIANT: never goes back, whatever the host's clock does: the core compares its moments.
+    pub(super) now: Millis,
+}
+
+/// The tasks around the writer.
+pub(super) struct Hands {
+    pub(super) tracker: TaskTracker,
+    pub(super) stop: tokio_util::sync::CancellationToken,
+    pub(super) internals: mpsc::Sender<Internal>,
+    /// The newest row of the outbox, for the publisher.
+    pub(super) newest: watch::Sender<i64>,
+    /// The highest tick that came back, for the clock.
+    pub(super) tick_back: watch::Sender<u64>,
+    /// Looks at job queues (P6).
+    pub(super) looks: mpsc::Sender<Vec<Look>>,
+}
+
+/// What one batch has come to so far.
+#[derive(Default)]
+pub(super) struct Work {
+    pub(super) batch: Batch,
+    pub(super) runs: BTreeSet<RunId>,
+    pub(super) steps: BTreeSet<(RunId, usize)>,
+    /// Of the runs that this batch takes.
+    pub(super) hashes: BTreeMap<RunId, String>,
+    pub(super) done: Vec<RunId>,
+    pub(super) acks: Vec<Delivery>,
+    pub(super) submits: Vec<(oneshot::Sender<Taken>, Taken)>,
+    pub(super) cancels: Vec<oneshot::Sender<()>>,
+    pub(super) workers_changed: bool,
+}
+
+impl<B: Broker> Writer<B> {
+    /// Carries out one batch. After an error nothing of it was written, and the reign is over: what is
+    /// in memory is ahead of the store.
+    pub(super) async fn carry_out(&mut self, arrivals: Vec<Arrival>, now: Millis) -> Result<(), StoreError> {
+        self.now = self.now.max(now);
+        let inputs = arrivals.len();
+        let mut work = Work::default();
+        for arrival in arrivals {
+            self.take(arrival, &mut work).await?;
+        }
+        self.commit(work, inputs).await
+    }
+
+    /// What a new leader says first: what is stored of the open logs, then that it leads (P8).
+    pub(super) async fn begin(&mut self, now: Millis) -> Result<(), StoreError> {
+        self.now = self.now.max(now);
+        let mut work = Work::default();
+        for claim in self.core.open_logs() {
+            if let Some(offsets) = self.logs.stored(&claim) {
+                self.apply(&Input::Stored { claim, offsets }, &mut work);
+            }
+        }
+        self.apply(&Input::Lead { epoch: self.epoch }, &mut work);
+        work.workers_changed = true;
+        self.commit(work, 1).await
+    }
+
+    async fn take(&mut self, arrival: Arrival, work: &mut Work) -> Result<(), StoreError> {
+        match arrival {
+            Arrival::Command(command) => self.command(command, work).await?,
+            Arrival::Internal(internal) => self.internal(internal, work),
+            Arrival::Clock => self.apply(&Input::Clock, work),
+            Arrival::Renew => {}
+            Arrival::Delivery(source, delivery) => match source {
+                Source::Events => {
+                    self.read(delivery, work, |writer, event: EventMessage, work| {
+                        writer.apply(&Input::Event(event), work);
+                    });
+                }
+                Source::Heartbeats => self.read(delivery, work, Self::heartbeat),
+                Source::Output => self.read(delivery, work, Self::output),
+            },
+        }
+        Ok(())
+    }
+
+    async fn command(&mut self, command: Command, work: &mut Work) -> Result<(), StoreError> {
+        match command {
+            Command::Submit { run, tenant, pipeline, pipeline_hash, reply } => {
+                // A run that is done was forgotten by the core: only the store knows it.
+                let known = self.core.run_summary(run).is_some() || self.shared.store.submitted(run).await?.is_some();
+                if !known {
+                    work.hashes.insert(run, pipeline_hash);
+                    self.apply(&Input::Submit { run, tenant, pipeline }, work);
+                }
+                work.submits.push((reply, if known { Taken::Known } else { Taken::New }));
+            }
+            Command::Cancel { run, by, reply } => {
+                self.apply(&Input::Cancel { run, by }, work);
+                work.cancels.push(reply);
+            }
+        }
+        Ok(())
+    }
+
+    fn internal(&mut self, internal: Internal, work: &mut Work) {
+        match internal {
+            Internal::Confirmed { id, about } => {
+                // A batch that was published again is confirmed again.
+                if self.outbox_done(id, work) {
+                    self.job_confirmed(&about);
+                }
+            }
+            Internal::Returned { id, about } => {
+                if self.outbox_done(id, work) {
+                    self.job_confirmed(&about);
+                    let kind = if matches!(about, OutboxAbout::Control) { "control" } else { "job" };
+                    metrics::counter!("longshore_returned_total", "kind" => kind).increment(1);
+                    if let OutboxAbout::Job { claim, .. } = about {
+                        self.apply(&Input::Returned { claim }, work);
+                    }
+                }
+            }
+            Internal::Waiting { queue, dispatched, messages } => {
+                // P6: seen empty before a later job arrived there says nothing of that job.
+                if self.jobs.get(&queue).is_none_or(|(now, _)| *now == dispatched) {
+                    self.apply(&Input::Waiting { queue, messages }, work);
+                }
+            }
+            Internal::Sealed { claim, chunks: Ok(chunks) } => {
+                self.logs.sealed(&claim, &chunks);
+                metrics::counter!("longshore_log_chunks_total").increment(chunks.len() as u64);
+                work.batch.chunks.extend(chunks.into_iter().map(|(chunk, _)| chunk));
+            }
+            Internal::Sealed { claim, chunks: Err(error) } => {
+                tracing::error!(%error, run = %claim.run, "a log stays open: it could not be sealed");
+                self.logs.sealed(&claim, &[]);
+            }
+        }
+    }
+
+    fn outbox_done(&mut self, id: i64, work: &mut Work) -> bool {
+        let known = self.outstanding.remove(&id);
+        work.batch.outbox_done.extend(known.then_some(id));
+        known
+    }
+
+    fn job_confirmed(&mut self, about: &OutboxAbout) {
+        if let OutboxAbout::Job { queue, .. } = about
+            && let Some((_, confirmed)) = self.jobs.get_mut(queue)
+        {
+            *confirmed += 1;
+        }
+    }
+
+    /// P1: what cannot be read goes to the dead letters and never wedges a consumer. A task does it,
+    /// because the broker may be away; it is bounded by the prefetch, each being unacknowledged.
+    fn read<M: DeserializeOwned>(
+        &mut self,
+        delivery: Delivery,
+        work: &mut Work,
+        then: impl FnOnce(&mut Self, M, &mut Work),
+    ) {
+        match wire::decode(&delivery.body) {
+            Ok(message) => {
+                then(self, message, work);
+                work.acks.push(delivery);
+            }
+            Err(reason) => self.dead_letter(delivery, reason),
+        }
+    }
+
+    fn dead_letter(&self, delivery: Delivery, reason: Unreadable) {
+        let (broker, topology) = (self.shared.broker.clone(), self.shared.topology.clone());
+        let stop = self.hands.stop.clone();
+        self.hands.tracker.spawn(async move {
+            let moved = dead_letter(&broker, &topology, delivery, &reason);
+            if let Some(Err(error)) = stop.run_until_cancelled(moved).await {
+                tracing::warn!(%error, "an unreadable message was not dead-lettered: it comes again");
+            }
+        });
+    }
+
+    fn heartbeat(&mut self, message: HeartbeatMessage, work: &mut Work) {
+        match message {
+            HeartbeatMessage::Heartbeat(heartbeat) => self.apply(&Input::Heartbeat(heartbeat), work),
+            HeartbeatMessage::Tick { epoch, number } => {
+                // P8: at most one is under way, so a number counts once, and a predecessor's not at all.
+                if epoch == self.epoch && number > self.ticks {
+                    self.ticks = number;
+                    self.hands.tick_back.send_replace(number);
+                    self.apply(&Input::Tick { epoch }, work);
+                    work.workers_changed = true;
+                    if number % LOOK_TICKS == 0 {
+                        self.look();
+                    }
+                }
+            }
+        }
+    }
+
+    /// P6: only where every job is confirmed; what is still in the outbox cannot be in the queue.
+    fn look(&self) {
+        let arrived = |queue: JobQueue| {
+            let (dispatched, confirmed) = self.jobs.get(&queue).copied().unwrap_or_default();
+            (dispatched == confirmed).then_some((queue, dispatched))
+        };
+        let looks: Vec<Look> = self.core.queues_to_watch().into_iter().filter_map(arrived).collect();
+        // One that is still looking looks again some ticks later.
+        drop(self.hands.looks.try_send(looks));
+    }
+
+    fn output(&mut self, message: OutputMessage, work: &mut Work) {
+        let OutputMessage { worker, incarnation, claim, lines } = message;
+        match self.core.output_fence(&worker, incarnation, &claim) {
+            OutputFence::Current => match self.logs.take(&claim, lines) {
+                Some(taken) => {
+                    for stream in [Stream::Stdout, Stream::Stderr] {
+                        metrics::counter!("longshore_output_bytes_total", "stream" => stream.word())
+                            .increment(taken.new.of(stream));
+                    }
+                    if taken.new.total() > 0 {
+                        self.apply(&Input::Stored { claim: claim.clone(), offsets: taken.stored }, work);
+                    }
+                    // P14: after what was stored, so that it is asked for from there.
+                    if taken.gap {
+                        metrics::counter!("longshore_output_gaps_total").increment(1);
+                        self.apply(&Input::Gap { claim, stored: taken.stored }, work);
+                    }
+                }
+                None => fenced("output"),
+            },
+            OutputFence::Early => {
+                metrics::counter!("longshore_output_early_total").increment(1);
+                if self.early.len() < EARLY_MAX {
+                    self.early.insert((claim.run, claim.execution, claim.attempt));
+                }
+            }
+            OutputFence::Stale => fenced("output"),
+        }
+    }
+
+    fn apply(&mut self, input: &Input, work: &mut Work) {
+        let step = self.core.apply(input, self.now);
+        self.absorb(step, work);
+    }
+
+    fn absorb(&mut self, step: Step, work: &mut Work) {
+        for kind in &step.fenced {
+            fenced(kind.word());
+        }
+        if step.repeats > 0 {
+            metrics::counter!("longshore_event_repeats_total").increment(u64::from(step.repeats));
+        }
+        for effect in step.effects {
+            self.effect(effect, work);
+        }
+        let mut overtaken = Vec::new();
+        for entry in step.entries {
+            match &entry {
+                Entry::LogClosed { run, execution, attempt, gap } => {
+                    let claim = Claim { run: *run, execution: *execution, attempt: *attempt };
+                    self.logs.close(&claim, *gap, &mut self.counters.change, &mut work.batch);
+                }
+                Entry::Accepted { run, execution, attempt, .. } if self.early.remove(&(*run, *execution, *attempt)) => {
+                    overtaken.push(Claim { run: *run, execution: *execution, attempt: *attempt });
+                }
+                Entry::Joined { .. } | Entry::Back { .. } | Entry::LeaseEnded { .. } => work.workers_changed = true,
+                _ => {}
+            }
+            self.counters.seq += 1;
+            work.batch.entries.push(EntryRow { seq: self.counters.seq, at_ms: self.now, entry });
+        }
+        work.runs.extend(step.runs);
+        work.steps.extend(step.touched);
+        // P12: output that overtook its claim is asked for now that the owner is known.
+        for claim in overtaken {
+            if let Some(stored) = self.logs.stored(&claim) {
+                self.apply(&Input::Gap { claim, stored }, work);
+            }
+        }
+    }
+
+    fn effect(&mut self, effect: Effect, work: &mut Work) {
+        let topology = &self.shared.topology;
+        let (about, to, body) = match effect {
+            Effect::Dispatch { queue, job } => {
+                let claim = Claim { run: job.run, execution: job.execution, attempt: job.attempt };
+                self.logs.begin(&claim);
+                work.batch.logs.push(NewLog { claim: claim.clone(), step: job.step.clone() });
+                let to = queue_of(topology, self.shard, &queue).address();
+                self.jobs.entry(queue.clone()).or_default().0 += 1;
+                (OutboxAbout::Job { queue, claim }, to, wire::encode(&*job))
+            }
+            Effect::Tell { worker, incarnation, control } => {
+                let to = topology.control(&worker).address();
+                // P22: every control message carries the epoch and whom it addresses.
+                let message = ControlMessage { epoch: self.epoch, worker, incarnation, control };
+                (OutboxAbout::Control, to, wire::encode(&message))
+            }
+        };
+        self.counters.outbox += 1;
+        self.outstanding.insert(self.counters.outbox);
+        work.batch.outbox.push(OutboxRow { id: self.counters.outbox, about, to, body });
+    }
+}
+
+fn fenced(kind: &'static str) {
+    metrics::counter!("longshore_fenced_total", "kind" => kind).increment(1);
+}

@@ -1,0 +1,203 @@
+//! Reading logs: from a line on, the last ones, and on from wherever a reader was.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use longshore_protocol::output::Line;
+use longshore_protocol::{Attempt, ExecutionId};
+
+use super::seal::{ChunkError, ChunkFiles};
+use crate::api::types::{LogEvent, LogLine};
+use crate::core::entry::LogGap;
+use crate::store::log_rows::{Selection, StoredContent, StoredRow};
+use crate::store::{Store, StoreError};
+
+/// Rows of a page: with 256 KiB each, some MiB in memory for each reader.
+const PAGE_ROWS: u32 = 16;
+
+/// Rows without their bytes, looked through for the last lines.
+const PLACE_ROWS: u32 = 256;
+
+/// Unpacked chunks kept by one reader: several logs of a run alternate in the order of storing.
+/// Beyond it a chunk is unpacked again, some milliseconds.
+const CHUNKS_KEPT: usize = 8;
+
+/// A place in the order of storing, which is one order across all logs of a run: the id of an SSE
+/// event. Everything up to and including it was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Which row.
+    pub change: u64,
+    /// How many of its lines.
+    pub taken: u64,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.change, self.taken)
+    }
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('-').and_then(|(change, taken)| Some((change.parse().ok()?, taken.parse().ok()?)));
+        parts.map(|(change, taken)| Self { change, taken }).ok_or_else(|| format!("{text:?} is no place in a log"))
+    }
+}
+
+/// Reads the selected logs in the order of storing.
+#[derive(Debug)]
+pub struct LogReader {
+    store: Store,
+    files: ChunkFiles,
+    selection: Selection,
+    place: Place,
+    chunks: VecDeque<(ChunkKey, Arc<Vec<Line>>)>,
+}
+
+/// Whose chunk, and the number of its first line.
+type ChunkKey = (ExecutionId, Attempt, u64);
+
+impl LogReader {
+    /// From the beginning.
+    pub fn new(store: Store, files: ChunkFiles, selection: Selection) -> Self {
+        Self { store, files, selection, place: Place::default(), chunks: VecDeque::new() }
+    }
+
+    /// From behind a place.
+    #[must_use]
+    pub fn behind(mut self, place: Place) -> Self {
+        self.place = place;
+        self
+    }
+
+    /// From a line of one log on, counted from 1. Behind its end: what comes next.
+    pub async fn from_line(mut self, execution: ExecutionId, attempt: Attempt, n: u64) -> Result<Self, StoreError> {
+        if let Some(row) = self.store.row_of_line(execution, attempt, n).await? {
+            let taken = (n - row.first_line).min(row.lines.max(1));
+            self.place = Place { change: row.change, taken };
+        }
+        Ok(self)
+    }
+
+    /// The last so many lines that are there now, and what comes next.
+    pub async fn tail(mut self, lines: u64) -> Result<Self, StoreError> {
+        let mut found = 0;
+        let mut before = i64::MAX as u64;
+        // Rows that come in between are newer: they are read as what comes next.
+        loop {
+            let rows = self.store.rows_before(&self.selection, before, PLACE_ROWS).await?;
+            for row in &rows {
+                if found >= lines {
+                    // A gap counts as one thing that was taken.
+                    self.place = Place { change: row.change, taken: row.lines.max(1) };
+                    return Ok(self);
+                }
+                found += row.lines;
+                if found > lines {
+                    self.place = Place { change: row.change, taken: found - lines };
+                    return Ok(self);
+                }
+            }
+            match rows.last() {
+                Some(last) if rows.len() == PLACE_ROWS as usize => before = last.change,
+                _ => return Ok(self),
+            }
+        }
+    }
+
+    /// What comes next, each with its place. Nothing, if nothing more is there now.
+    pub async fn next_page(&mut self) -> Result<Vec<(Place, LogEvent)>, ChunkError> {
+        let rows = self.store.log_rows(&self.selection, self.place.change, PAGE_ROWS).await?;
+        let mut page = Vec::new();
+        for row in rows {
+            let skip = if row.change == self.place.change { self.place.taken } else { 0 };
+            self.read_row(row, skip, &mut page).await?;
+        }
+        if let Some((place, _)) = page.last() {
+            self.place = *place;
+        }
+        Ok(page)
+    }
+
+    async fn read_row(
+        &mut self,
+        row: StoredRow,
+        skip: u64,
+        page: &mut Vec<(Place, LogEvent)>,
+    ) -> Result<(), ChunkError> {
+        if skip >= row.lines.max(1) {
+            return Ok(());
+        }
+        let first = usize::try_from(skip).unwrap_or(usize::MAX);
+        match row.content {
+            StoredContent::Gap(gap) => {
+                let place = Place { change: row.change, taken: 1 };
+                let text = gap_text(gap);
+                page.push((place, LogEvent::Gap { step: row.step, attempt: row.attempt, gap, text }));
+            }
+            StoredContent::Open(ref lines) => push_lines(&row, lines, first, page),
+            StoredContent::Sealed { chunk } => {
+                let lines = self.chunk(row.execution, row.attempt, chunk).await?;
+                let at = usize::try_from(row.first_line - chunk).unwrap_or(usize::MAX);
+                let count = usize::try_from(row.lines).unwrap_or(usize::MAX);
+                let Some(lines) = lines.get(at..at.saturating_add(count)) else {
+                    let why = format!("the chunk at line {chunk} is too short");
+                    return Err(StoreError::Unreadable { what: "a log", why }.into());
+                };
+                push_lines(&row, lines, first, page);
+            }
+        }
+        Ok(())
+    }
+
+    async fn chunk(&mut self, execution: ExecutionId, attempt: Attempt, at: u64) -> Result<Arc<Vec<Line>>, ChunkError> {
+        let key = (execution, attempt, at);
+        if let Some((_, lines)) = self.chunks.iter().find(|(kept, _)| *kept == key) {
+            return Ok(Arc::clone(lines));
+        }
+        let lines = Arc::new(self.files.open(self.selection.run, execution, attempt, at).await?);
+        if self.chunks.len() == CHUNKS_KEPT {
+            self.chunks.pop_front();
+        }
+        self.chunks.push_back((key, Arc::clone(&lines)));
+        Ok(lines)
+    }
+}
+
+fn push_lines(row: &StoredRow, lines: &[Line], skip: usize, page: &mut Vec<(Place, LogEvent)>) {
+    for (index, line) in lines.iter().enumerate().skip(skip) {
+        let place = Place { change: row.change, taken: index as u64 + 1 };
+        let line = LogLine {
+            n: row.first_line + index as u64,
+            step: row.step.clone(),
+            attempt: row.attempt,
+            stream: line.stream,
+            at_ms: line.at_ms,
+            ending: line.ending,
+            data: line.data.clone(),
+        };
+        page.push((place, LogEvent::Line(line)));
+    }
+}
+
+/// What is missing, in words, as it stands in the log.
+pub fn gap_text(gap: LogGap) -> String {
+    match gap {
+        LogGap::None => String::new(),
+        LogGap::EndUnknown => "… the worker was lost: how much is missing here is not known".to_owned(),
+        LogGap::Bytes { missing } => {
+            let named = [(missing.stdout, "stdout"), (missing.stderr, "stderr")];
+            let parts: Vec<String> = named
+                .iter()
+                .filter(|(bytes, _)| *bytes > 0)
+                .map(|(bytes, stream)| format!("{bytes} bytes of {stream}"))
+                .collect();
+            format!("… {} missing here", parts.join(" and "))
+        }
+    }
+}

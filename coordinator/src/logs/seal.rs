@@ -1,0 +1,139 @@
+//! The open end of a log becomes chunks: files that do not change any more, with an index in the store.
+
+use std::path::{Path, PathBuf};
+
+use longshore_protocol::event::Claim;
+use longshore_protocol::output::{Line, Offsets};
+use longshore_protocol::{Attempt, ExecutionId, RunId};
+use tokio::io::AsyncWriteExt;
+
+use crate::store::batch::{ChunkRow, decode_lines, encode_lines};
+use crate::store::{Store, StoreError};
+
+/// About the size of a chunk before it is compressed: it is unpacked in some milliseconds, and a
+/// log of 1 GiB has a thousand of them.
+pub const CHUNK_BYTES: u64 = 1024 * 1024;
+
+/// zstd's own default: 1 MiB in about 5 ms, a fifth to a tenth of its size.
+const LEVEL: i32 = 3;
+
+/// What is to be sealed: lines of one log that are committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealOrder {
+    /// Whose.
+    pub claim: Claim,
+    /// The first line that is in no chunk.
+    pub first_line: u64,
+    /// Behind the last one that was written.
+    pub end_line: u64,
+    /// Offsets before the first line.
+    pub before: Offsets,
+}
+
+/// What a chunk took out of the open end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Offsets behind its last line.
+    pub after: Offsets,
+    /// As the rows counted it.
+    pub raw_bytes: u64,
+}
+
+/// What sealing or opening a chunk may meet.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkError {
+    /// The store's word.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The disk's.
+    #[error("the chunk {file} failed: {error}")]
+    Io {
+        /// Which one.
+        file: PathBuf,
+        /// In the system's words.
+        error: std::io::Error,
+    },
+}
+
+/// The files of the sealed chunks: `logs/RUN/EXECUTION-ATTEMPT-LINE.zst` in the blob directory.
+#[derive(Clone, Debug)]
+pub struct ChunkFiles {
+    dir: PathBuf,
+}
+
+impl ChunkFiles {
+    /// The files beside the blobs of a directory.
+    pub fn in_blobs(dir: &Path) -> Self {
+        Self { dir: dir.join("logs") }
+    }
+
+    fn file(&self, run: RunId, execution: ExecutionId, attempt: Attempt, first_line: u64) -> PathBuf {
+        self.dir.join(run.to_string()).join(format!("{}-{attempt}-{first_line}.zst", execution.to_hex()))
+    }
+
+    /// Seals as many whole chunks as there are; what is shorter stays open. They count once their
+    /// rows are written; sealed again after a crash between, they are the same files.
+    pub async fn seal(&self, store: &Store, order: &SealOrder) -> Result<Vec<(ChunkRow, Sealed)>, ChunkError> {
+        let rows = store.open_rows(&order.claim, order.first_line, order.end_line).await?;
+        let mut chunks = Vec::new();
+        let (mut data, mut lines) = (Vec::new(), 0);
+        let mut first_line = order.first_line;
+        let (mut before, mut after) = (order.before, order.before);
+        for row in rows {
+            data.extend(encode_lines(&row));
+            lines += row.len() as u64;
+            for line in &row {
+                *after.of_mut(line.stream) = line.end();
+            }
+            if data.len() as u64 >= CHUNK_BYTES {
+                let raw_bytes = data.len() as u64;
+                let file = self.file(order.claim.run, order.claim.execution, order.claim.attempt, first_line);
+                let bytes = write(file, std::mem::take(&mut data)).await?;
+                let chunk = ChunkRow { claim: order.claim.clone(), first_line, lines, before, bytes };
+                chunks.push((chunk, Sealed { after, raw_bytes }));
+                first_line += lines;
+                lines = 0;
+                before = after;
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// Every line of a chunk.
+    pub async fn open(
+        &self,
+        run: RunId,
+        execution: ExecutionId,
+        attempt: Attempt,
+        first_line: u64,
+    ) -> Result<Vec<Line>, ChunkError> {
+        let file = self.file(run, execution, attempt, first_line);
+        let unpack = move || {
+            let unpacked = std::fs::File::open(&file).and_then(zstd::decode_all);
+            let unpacked = unpacked.map_err(|error| ChunkError::Io { file, error })?;
+            Ok(decode_lines(&unpacked)?)
+        };
+        // Unpacking takes milliseconds of processor time: not on a thread that others wait for.
+        tokio::task::spawn_blocking(unpack).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}
+
+/// Compresses and writes a file that is on disk, its name included, when this returns its size.
+async fn write(file: PathBuf, data: Vec<u8>) -> Result<u64, ChunkError> {
+    let failed = |error| ChunkError::Io { file: file.clone(), error };
+    let packed = tokio::task::spawn_blocking(move || zstd::encode_all(data.as_slice(), LEVEL))
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        .map_err(failed)?;
+    let written = async {
+        let parent = file.parent().expect("a chunk's path has its run's directory");
+        tokio::fs::create_dir_all(parent).await?;
+        let mut open = tokio::fs::File::create(&file).await?;
+        open.write_all(&packed).await?;
+        open.flush().await?;
+        open.sync_all().await?;
+        tokio::fs::File::open(parent).await?.sync_all().await
+    };
+    written.await.map_err(failed)?;
+    Ok(packed.len() as u64)
+}

@@ -1,0 +1,365 @@
+//! The one way to write: everything that follows from some inputs, in one transaction (P3).
+
+use longshore_protocol::event::Claim;
+use longshore_protocol::output::{Line, Offsets};
+use longshore_protocol::topology::Address;
+use longshore_protocol::{Epoch, RunId, StepName};
+use serde::{Deserialize, Serialize};
+use sqlx::SqliteConnection;
+
+use super::{Store, StoreError, sql, to_json};
+use crate::core::effect::JobQueue;
+use crate::core::entry::{Entry, LogGap};
+use crate::core::input::Millis;
+use crate::core::view::{RunSummary, StepView};
+
+/// What one transaction writes. Numbers (`seq`, `change`, `id`) are given by the one writer.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Journal entries, in order.
+    pub entries: Vec<EntryRow>,
+    /// Runs that changed.
+    pub runs: Vec<RunRow>,
+    /// Steps that changed.
+    pub steps: Vec<StepRow>,
+    /// Messages to publish.
+    pub outbox: Vec<OutboxRow>,
+    /// Messages whose publish was confirmed, or that nobody can receive.
+    pub outbox_done: Vec<i64>,
+    /// Logs that begin.
+    pub logs: Vec<NewLog>,
+    /// Lines, and gaps.
+    pub log_rows: Vec<LogRow>,
+    /// How far each log is that got lines or was closed: the last word of each log counts.
+    pub log_ends: Vec<LogEnd>,
+    /// Chunks whose file is on disk.
+    pub chunks: Vec<ChunkRow>,
+}
+
+/// A journal entry.
+#[derive(Debug)]
+pub struct EntryRow {
+    /// Its number.
+    pub seq: u64,
+    /// When it was journalled.
+    pub at_ms: Millis,
+    /// What became true.
+    pub entry: Entry,
+}
+
+/// A run as the read table holds it.
+#[derive(Debug)]
+pub struct RunRow {
+    /// Its place among all changes.
+    pub change: u64,
+    /// What it shows.
+    pub summary: RunSummary,
+    /// Of the submitted pipeline: tells a repeated submit from another one. Only the first row's counts.
+    pub pipeline_hash: String,
+    /// Settled, and every log closed.
+    pub done: bool,
+}
+
+/// A step as the read table holds it.
+#[derive(Debug)]
+pub struct StepRow {
+    /// Its place among all changes.
+    pub change: u64,
+    /// Of which run.
+    pub run: RunId,
+    /// In the pipeline's order, from 0.
+    pub index: usize,
+    /// What it shows.
+    pub view: StepView,
+}
+
+/// A message to be published.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboxRow {
+    /// Its place in the order.
+    pub id: i64,
+    /// What to do when it is returned.
+    pub about: OutboxAbout,
+    /// Where to.
+    pub to: Address,
+    /// As encoded.
+    pub body: Vec<u8>,
+}
+
+/// What a message in the outbox is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum OutboxAbout {
+    /// A job: where it is returned, its attempt is gone.
+    Job {
+        /// Which queue it is for; a pool's is declared first.
+        queue: JobQueue,
+        /// Which attempt.
+        claim: Claim,
+    },
+    /// A control message: where it is returned, its worker is gone for good.
+    Control,
+}
+
+/// An attempt's log begins.
+#[derive(Debug)]
+pub struct NewLog {
+    /// Whose.
+    pub claim: Claim,
+    /// Its step's name.
+    pub step: StepName,
+}
+
+/// Some lines of one log, or the gap at its end.
+#[derive(Debug)]
+pub struct LogRow {
+    /// Its place among all changes.
+    pub change: u64,
+    /// Whose log.
+    pub claim: Claim,
+    /// The number of its first line, from 1.
+    pub first_line: u64,
+    /// What it holds.
+    pub content: RowContent,
+}
+
+/// What a row of a log holds.
+#[derive(Debug)]
+pub enum RowContent {
+    /// Lines as they came, as JSON lines.
+    Lines {
+        /// How many.
+        lines: u64,
+        /// See [`encode_lines`].
+        data: Vec<u8>,
+    },
+    /// Bytes that never arrived.
+    Gap(LogGap),
+}
+
+/// How far a log is.
+#[derive(Debug)]
+pub struct LogEnd {
+    /// Whose.
+    pub claim: Claim,
+    /// Stored, contiguous from 0.
+    pub stored: Offsets,
+    /// How many lines that is.
+    pub lines: u64,
+    /// Whether it will not grow any more.
+    pub closed: bool,
+}
+
+/// A chunk whose file is on disk.
+#[derive(Debug)]
+pub struct ChunkRow {
+    /// Whose lines.
+    pub claim: Claim,
+    /// The number of its first line.
+    pub first_line: u64,
+    /// How many it holds.
+    pub lines: u64,
+    /// Offsets of the streams before its first line.
+    pub before: Offsets,
+    /// Of the file.
+    pub bytes: u64,
+}
+
+/// Lines as rows and chunks hold them: one JSON object to a line of text, so that a person can read
+/// a chunk with `zstdcat`.
+pub fn encode_lines(lines: &[Line]) -> Vec<u8> {
+    let mut data = Vec::new();
+    for line in lines {
+        serde_json::to_writer(&mut data, line).expect("a Vec takes every write, a line has string keys");
+        data.push(b'\n');
+    }
+    data
+}
+
+/// The reverse of [`encode_lines`].
+pub fn decode_lines(data: &[u8]) -> Result<Vec<Line>, StoreError> {
+    data.split(|byte| *byte == b'\n')
+        .filter(|text| !text.is_empty())
+        .map(|text| {
+            serde_json::from_slice(text)
+                .map_err(|error| StoreError::Unreadable { what: "a log line", why: error.to_string() })
+        })
+        .collect()
+}
+
+impl Store {
+    /// Writes all of it or nothing. [`StoreError::Deposed`] if another epoch leads (P21).
+    pub async fn commit(&self, epoch: Epoch, batch: &Batch) -> Result<(), StoreError> {
+        let mut transaction = self.begin(epoch).await?;
+        batch.write(&mut transaction).await?;
+        // A run of ten thousand steps takes seconds to write: whoever stands by and waited for the lock
+        // must not find an epoch that looks lapsed.
+        super::epoch::touch(&mut transaction, epoch).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+impl Batch {
+    async fn write(&self, to: &mut SqliteConnection) -> Result<(), StoreError> {
+        for row in &self.entries {
+            write_entry(to, row).await?;
+        }
+        for row in &self.runs {
+            write_run(to, row).await?;
+        }
+        for row in &self.steps {
+            write_step(to, row).await?;
+        }
+        for row in &self.outbox {
+            sqlx::query("INSERT INTO outbox (id, about, exchange, routing_key, body) VALUES ($1, $2, $3, $4, $5)")
+                .bind(row.id)
+                .bind(to_json(&row.about))
+                .bind(&row.to.exchange)
+                .bind(&row.to.routing_key)
+                .bind(&row.body)
+                .execute(&mut *to)
+                .await?;
+        }
+        for id in &self.outbox_done {
+            sqlx::query("DELETE FROM outbox WHERE id = $1").bind(id).execute(&mut *to).await?;
+        }
+        self.write_logs(to).await
+    }
+
+    async fn write_logs(&self, to: &mut SqliteConnection) -> Result<(), StoreError> {
+        for log in &self.logs {
+            sqlx::query(
+                "INSERT INTO logs (execution, attempt, run, step, stdout, stderr, lines, closed) \
+                 VALUES ($1, $2, $3, $4, 0, 0, 0, FALSE) ON CONFLICT (execution, attempt) DO NOTHING",
+            )
+            .bind(log.claim.execution.to_string())
+            .bind(i64::from(log.claim.attempt.0))
+            .bind(log.claim.run.to_string())
+            .bind(log.step.as_str())
+            .execute(&mut *to)
+            .await?;
+        }
+        for row in &self.log_rows {
+            write_log_row(to, row).await?;
+        }
+        for end in &self.log_ends {
+            sqlx::query(
+                "UPDATE logs SET stdout = $3, stderr = $4, lines = $5, closed = $6 \
+                 WHERE execution = $1 AND attempt = $2",
+            )
+            .bind(end.claim.execution.to_string())
+            .bind(i64::from(end.claim.attempt.0))
+            .bind(sql(end.stored.stdout))
+            .bind(sql(end.stored.stderr))
+            .bind(sql(end.lines))
+            .bind(end.closed)
+            .execute(&mut *to)
+            .await?;
+        }
+        for chunk in &self.chunks {
+            write_chunk(to, chunk).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn write_entry(to: &mut SqliteConnection, row: &EntryRow) -> Result<(), StoreError> {
+    let heard_of = match &row.entry {
+        Entry::Heard { worker, .. } => Some(worker.as_str()),
+        _ => None,
+    };
+    sqlx::query("INSERT INTO journal (seq, run, worker, at_ms, entry) VALUES ($1, $2, $3, $4, $5)")
+        .bind(sql(row.seq))
+        .bind(row.entry.run().map(|run| run.to_string()))
+        .bind(heard_of)
+        .bind(sql(row.at_ms))
+        .bind(to_json(&row.entry))
+        .execute(to)
+        .await?;
+    Ok(())
+}
+
+async fn write_run(to: &mut SqliteConnection, row: &RunRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO runs (run, submitted_at_ms, tenant, pipeline_hash, done, change, summary) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (run) DO UPDATE \
+         SET done = excluded.done, change = excluded.change, summary = excluded.summary",
+    )
+    .bind(row.summary.run.to_string())
+    .bind(sql(row.summary.submitted_at_ms))
+    .bind(&row.summary.tenant)
+    .bind(&row.pipeline_hash)
+    .bind(row.done)
+    .bind(sql(row.change))
+    .bind(to_json(&row.summary))
+    .execute(to)
+    .await?;
+    Ok(())
+}
+
+async fn write_step(to: &mut SqliteConnection, row: &StepRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO steps (run, idx, step, execution, change, view) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (run, idx) DO UPDATE SET change = excluded.change, view = excluded.view",
+    )
+    .bind(row.run.to_string())
+    .bind(sql(row.index as u64))
+    .bind(row.view.step.as_str())
+    .bind(row.view.execution.to_string())
+    .bind(sql(row.change))
+    .bind(to_json(&row.view))
+    .execute(to)
+    .await?;
+    Ok(())
+}
+
+async fn write_log_row(to: &mut SqliteConnection, row: &LogRow) -> Result<(), StoreError> {
+    let (lines, data, gap) = match &row.content {
+        RowContent::Lines { lines, data } => (*lines, Some(data), None),
+        RowContent::Gap(gap) => (0, None, Some(to_json(gap))),
+    };
+    sqlx::query(
+        "INSERT INTO log_rows (change, run, execution, attempt, first_line, lines, data, gap) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(sql(row.change))
+    .bind(row.claim.run.to_string())
+    .bind(row.claim.execution.to_string())
+    .bind(i64::from(row.claim.attempt.0))
+    .bind(sql(row.first_line))
+    .bind(sql(lines))
+    .bind(data)
+    .bind(gap)
+    .execute(to)
+    .await?;
+    Ok(())
+}
+
+/// The chunk's index row comes and the rows' bytes go in one transaction: a reader sees either.
+async fn write_chunk(to: &mut SqliteConnection, chunk: &ChunkRow) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO log_chunks (execution, attempt, first_line, lines, stdout, stderr, bytes) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (execution, attempt, first_line) DO NOTHING",
+    )
+    .bind(chunk.claim.execution.to_string())
+    .bind(i64::from(chunk.claim.attempt.0))
+    .bind(sql(chunk.first_line))
+    .bind(sql(chunk.lines))
+    .bind(sql(chunk.before.stdout))
+    .bind(sql(chunk.before.stderr))
+    .bind(sql(chunk.bytes))
+    .execute(&mut *to)
+    .await?;
+    sqlx::query(
+        "UPDATE log_rows SET data = NULL \
+         WHERE execution = $1 AND attempt = $2 AND first_line >= $3 AND first_line < $4",
+    )
+    .bind(chunk.claim.execution.to_string())
+    .bind(i64::from(chunk.claim.attempt.0))
+    .bind(sql(chunk.first_line))
+    .bind(sql(chunk.first_line + chunk.lines))
+    .execute(to)
+    .await?;
+    Ok(())
+}

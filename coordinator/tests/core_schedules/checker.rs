@@ -1,0 +1,262 @@
+//! What must hold of every schedule, told by the journal and by what really happened, without the core's state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use longshore_coordinator::core::Core;
+use longshore_coordinator::core::entry::{End, Entry, LogGap, RetryCause};
+use longshore_coordinator::core::view::RunOutcome;
+use longshore_coordinator::pipeline::{Pipeline, PlannedStep, SnapshotRule};
+use longshore_protocol::job::{Base, Job};
+use longshore_protocol::{Attempt, ExecutionId, Outcome, RunId, SnapshotId, WorkerId};
+
+use crate::faults::config;
+use crate::worker::{Name, Output, Worker};
+use crate::world::{Really, holds};
+
+/// One step, as the journal told of it.
+struct Step {
+    run: RunId,
+    planned: PlannedStep,
+    attempts: u32,
+    retried: BTreeMap<&'static str, u32>,
+    settled: Option<Outcome>,
+    last_end: Option<Outcome>,
+    open: bool,
+    snapshot_needed_by: BTreeSet<ExecutionId>,
+}
+
+/// One attempt.
+#[derive(Default)]
+struct Try {
+    owner: Option<WorkerId>,
+    end: Option<End>,
+    log: Option<LogGap>,
+}
+
+pub(crate) struct Checker {
+    steps: BTreeMap<ExecutionId, Step>,
+    tries: BTreeMap<Name, Try>,
+    verdicts: BTreeMap<RunId, RunOutcome>,
+    runs: Vec<RunId>,
+    /// Leases that ended in this very batch of entries.
+    ended: BTreeSet<WorkerId>,
+    really: Really,
+    kept: BTreeSet<ExecutionId>,
+}
+
+impl Checker {
+    pub(crate) fn new(runs: &[(RunId, Pipeline)]) -> Self {
+        let mut steps = BTreeMap::new();
+        let mut kept = BTreeSet::new();
+        for (run, pipeline) in runs {
+            for planned in &pipeline.steps {
+                let execution = ExecutionId::of_step(*run, &planned.name);
+                if planned.snapshot == SnapshotRule::Always {
+                    kept.insert(execution);
+                }
+                let children = pipeline.steps.iter().filter(|child| {
+                    matches!(&child.parent, longshore_coordinator::pipeline::Parent::Step(name) if *name == planned.name)
+                });
+                let step = Step {
+                    run: *run,
+                    planned: planned.clone(),
+                    attempts: 0,
+                    retried: BTreeMap::new(),
+                    settled: None,
+                    last_end: None,
+                    open: false,
+                    snapshot_needed_by: children.map(|child| ExecutionId::of_step(*run, &child.name)).collect(),
+                };
+                steps.insert(execution, step);
+            }
+        }
+        let runs = runs.iter().map(|(run, _)| *run).collect();
+        Self {
+            steps,
+            tries: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+            runs,
+            ended: BTreeSet::new(),
+            really: Really::new(),
+            kept,
+        }
+    }
+
+    /// What the kernel reported to a worker.
+    pub(crate) fn really(&mut self, of: Name, worker: &WorkerId, outcome: Outcome, bytes: u64) {
+        self.really.insert((of, worker.clone()), (outcome, bytes));
+    }
+
+    pub(crate) fn kept(&self, snapshot: &SnapshotId) -> bool {
+        self.kept.iter().any(|execution| snapshot.as_str().contains(&execution.to_hex()))
+    }
+
+    /// P12: nothing but an owner's output is stored.
+    pub(crate) fn output(&self, output: &Output) {
+        let of = (output.claim.execution, output.claim.attempt);
+        let owner = self.tries.get(&of).and_then(|attempt| attempt.owner.as_ref());
+        assert_eq!(owner, Some(&output.worker), "output of somebody who does not own {of:?} was taken");
+    }
+
+    /// A child's job names a snapshot that nobody was told to remove.
+    pub(crate) fn dispatched(&self, job: &Job, removed: &BTreeSet<SnapshotId>) {
+        let over = self.tries.get(&(job.execution, job.attempt)).is_some_and(|attempt| attempt.end.is_some());
+        if let Base::Snapshot { id } = &job.base {
+            assert!(over || !removed.contains(id), "{} is asked for, and was removed", id.as_str());
+        }
+    }
+
+    pub(crate) fn journalled(&mut self, entries: &[Entry], workers: &[Worker]) {
+        self.ended.clear();
+        for entry in entries {
+            self.entry(entry, workers);
+        }
+        let unsettled = self.steps.values().any(|step| step.open && step.settled.is_some());
+        assert!(!unsettled, "a step is settled while an attempt of it is under way (P11)");
+    }
+
+    fn entry(&mut self, entry: &Entry, workers: &[Worker]) {
+        match entry {
+            Entry::LeaseEnded { worker } => {
+                self.ended.insert(worker.clone());
+            }
+            Entry::Dispatched { run, execution, attempt, .. } => {
+                self.begins(*run, *execution, *attempt);
+                self.steps.get_mut(execution).unwrap().open = true;
+            }
+            Entry::Accepted { execution, attempt, worker, .. } => {
+                let before = self.tries.get_mut(&(*execution, *attempt)).expect("it was dispatched");
+                assert!(before.end.is_none(), "what is over was claimed");
+                assert_eq!(before.owner.replace(worker.clone()), None, "two owners (P5)");
+            }
+            Entry::Ended { run, execution, attempt, end } => self.ends(*run, (*execution, *attempt), end, workers),
+            Entry::Retried { execution, because, .. } => {
+                let cause = match because {
+                    RetryCause::Infra => "infra",
+                    RetryCause::Gone => "gone",
+                    RetryCause::User => "user",
+                };
+                let step = self.steps.get_mut(execution).unwrap();
+                *step.retried.entry(cause).or_default() += 1;
+                assert!(step.retried.get("user").copied().unwrap_or(0) <= step.planned.retry);
+                assert!(step.retried.get("infra").copied().unwrap_or(0) <= config().infra_retries);
+            }
+            Entry::Settled { execution, outcome, .. } => {
+                let step = self.steps.get_mut(execution).unwrap();
+                assert_eq!(step.settled.replace(outcome.clone()), None, "settled twice (promise 1)");
+                assert!(!step.open, "settled before its attempt was over (P11)");
+                let never_begun = matches!(outcome, Outcome::Cancelled { .. } | Outcome::Skipped { .. });
+                assert!(never_begun || step.last_end.as_ref() == Some(outcome), "settled as it did not end");
+            }
+            Entry::RunSettled { run, outcome } => {
+                assert_eq!(self.verdicts.insert(*run, *outcome), None, "a run was settled twice");
+                let open = self.steps.values().any(|step| step.run == *run && step.settled.is_none());
+                assert!(!open, "a run was settled before its steps");
+            }
+            Entry::LogClosed { execution, attempt, gap, .. } => {
+                let of = self.tries.get_mut(&(*execution, *attempt)).unwrap();
+                assert!(of.end.is_some() && of.owner.is_some());
+                assert_eq!(of.log.replace(*gap), None, "a log was closed twice");
+            }
+            Entry::SnapshotDropped { execution, .. } => {
+                let needed = &self.steps[execution].snapshot_needed_by;
+                let waiting = needed.iter().any(|child| self.steps[child].settled.is_none());
+                assert!(!waiting, "a snapshot was dropped that a child still needs");
+            }
+            _ => {}
+        }
+    }
+
+    /// An attempt begins: its number follows, and what it waits for has passed.
+    fn begins(&mut self, run: RunId, execution: ExecutionId, attempt: Attempt) {
+        let step = self.steps.get_mut(&execution).unwrap();
+        step.attempts += 1;
+        assert_eq!(attempt, Attempt(step.attempts), "attempts grow by one");
+        assert!(!step.open, "two attempts at once");
+        assert_eq!(step.settled, None, "a settled step was dispatched");
+        let planned = step.planned.clone();
+        for name in planned.waits_for() {
+            let parent = &self.steps[&ExecutionId::of_step(run, name)];
+            assert_eq!(parent.settled, Some(Outcome::Passed), "{} began before {name} had passed", planned.name);
+        }
+        assert!(self.tries.insert((execution, attempt), Try::default()).is_none());
+    }
+
+    fn ends(&mut self, run: RunId, of: Name, end: &End, workers: &[Worker]) {
+        if !self.tries.contains_key(&of) {
+            self.begins(run, of.0, of.1); // it found no worker to be sent to
+        }
+        let attempt = self.tries.get_mut(&of).unwrap();
+        assert_eq!(attempt.end.replace(end.clone()), None, "over twice (P11)");
+        let step = self.steps.get_mut(&of.0).unwrap();
+        step.open = false;
+        step.last_end = None;
+        match (end, &attempt.owner) {
+            (End::Finished { outcome, output, .. }, Some(owner)) => {
+                step.last_end = Some(outcome.clone());
+                // Promise 2: what counts is what the owner's kernel reported.
+                match self.really.get(&(of, owner.clone())) {
+                    Some((really, bytes)) => {
+                        assert_eq!(really, outcome, "the outcome is not what the owner saw");
+                        assert_eq!(*bytes, output.stdout);
+                    }
+                    None => assert!(outcome.is_infra(), "{outcome} came from nowhere"),
+                }
+            }
+            (End::Finished { outcome, .. }, None) => {
+                assert!(outcome.is_infra());
+                step.last_end = Some(outcome.clone());
+            }
+            (End::Lost { reason }, Some(owner)) => {
+                step.last_end = Some(Outcome::infra(longshore_protocol::InfraStage::Lease, reason.clone()));
+                // P11: by the end of its lease, or because it truly does not have it any more.
+                assert!(self.ended.contains(owner) || !holds(workers, owner, of), "{owner} still holds {of:?}");
+            }
+            (End::Gone { .. } | End::Withdrawn, None) => {}
+            (end, owner) => panic!("{end:?} of an attempt of {owner:?}"),
+        }
+    }
+
+    pub(crate) fn at_end(&self, stored: &BTreeMap<Name, u64>, core: &Core, faultless: bool) {
+        for step in self.steps.values() {
+            assert!(step.settled.is_some(), "{} was never settled", step.planned.name);
+        }
+        for run in &self.runs {
+            self.verdict(*run);
+            assert!(core.is_done(*run));
+        }
+        assert_eq!(core.open_logs(), Vec::new());
+        for (of, attempt) in &self.tries {
+            assert!(attempt.end.is_some(), "{of:?} is not over");
+            assert_eq!(attempt.owner.is_some(), attempt.log.is_some(), "the log of {of:?}");
+            if let (Some(End::Finished { output, .. }), Some(gap)) = (&attempt.end, attempt.log) {
+                let missing = output.stdout - stored.get(of).copied().unwrap_or(0).min(output.stdout);
+                match gap {
+                    LogGap::None => assert_eq!(missing, 0, "bytes are missing in the closed log of {of:?} (P14)"),
+                    LogGap::Bytes { missing: said } => assert_eq!(said.stdout, missing),
+                    LogGap::EndUnknown => panic!("its end was known"),
+                }
+            }
+            if faultless {
+                let fine = matches!(attempt.end, Some(End::Finished { .. } | End::Withdrawn));
+                assert!(fine, "an attempt was lost without a fault: {:?}", attempt.end);
+            }
+        }
+    }
+
+    /// A run's verdict, computed anew.
+    fn verdict(&self, run: RunId) {
+        let outcomes = || self.steps.values().filter(|step| step.run == run).filter_map(|step| step.settled.as_ref());
+        let expected = if outcomes().any(Outcome::is_users_failure) {
+            RunOutcome::Failed
+        } else if outcomes().any(Outcome::is_infra) {
+            RunOutcome::Infra
+        } else if outcomes().any(|outcome| matches!(outcome, Outcome::Cancelled { .. })) {
+            RunOutcome::Cancelled
+        } else {
+            assert!(outcomes().all(Outcome::is_passed), "skipped, and nothing that it could follow from");
+            RunOutcome::Passed
+        };
+        assert_eq!(self.verdicts.get(&run), Some(&expected));
+    }
+}

@@ -1,0 +1,214 @@
+//! The coordinator's API, as the commands use it.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use longshore_coordinator::api::types::{ErrorBody, RunList, SubmitRequest, WorkerList};
+use longshore_coordinator::core::view::{RunSummary, RunView, WorkerView};
+use longshore_coordinator::pipeline::Pipeline;
+use longshore_protocol::{Attempt, BlobHash, RunId};
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+use tokio::fs::File;
+use tokio::time::Instant;
+
+use crate::sse::EventStream;
+use crate::transport::{Answer, Payload, Request, Transport, TransportError};
+
+/// A coordinator that is restarted is back within this time; submitting again is harmless (one run).
+const SUBMIT_PATIENCE: Duration = Duration::from_secs(30);
+/// The first wait before a submit is repeated; it doubles.
+const SUBMIT_BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// The longest one.
+const SUBMIT_BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// Speaks with a coordinator, or with what a past run left.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    transport: Transport,
+}
+
+/// What could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The coordinator said no, in its own words.
+    #[error("{message}")]
+    Refused { status: StatusCode, message: String, hint: Option<String> },
+    /// The answer broke off, or is none of a coordinator's.
+    #[error("the coordinator's answer cannot be read: {reason}")]
+    Answer { reason: String },
+}
+
+/// Which lines of a run's logs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LogQuery {
+    pub(crate) step: Option<String>,
+    pub(crate) attempt: Option<Attempt>,
+    pub(crate) tail: Option<u64>,
+    pub(crate) follow: bool,
+}
+
+impl ClientError {
+    /// Whether the same request may work in a moment.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Transport(error) => matches!(error, TransportError::Unreachable { .. }),
+            Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            Self::Answer { .. } => true,
+        }
+    }
+
+    /// Whether what the user asked for is wrong, rather than the fleet.
+    pub(crate) fn is_users(&self) -> bool {
+        match self {
+            Self::Transport(error) => !matches!(error, TransportError::Unreachable { .. }),
+            Self::Refused { status, .. } => status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS,
+            Self::Answer { .. } => false,
+        }
+    }
+
+    /// What would mend it.
+    pub(crate) fn mend(&self) -> Option<String> {
+        match self {
+            Self::Transport(TransportError::Unreachable { .. }) => {
+                Some("start one with `longshore coordinator`, or give another address with --coordinator".to_owned())
+            }
+            Self::Refused { status: StatusCode::UNAUTHORIZED, hint, .. } => {
+                Some(hint.clone().unwrap_or_else(|| "give its token with --token or LONGSHORE_TOKEN".to_owned()))
+            }
+            Self::Refused { hint, .. } => hint.clone(),
+            Self::Transport(_) | Self::Answer { .. } => None,
+        }
+    }
+}
+
+impl Client {
+    pub(crate) fn new(transport: Transport) -> Self {
+        Self { transport }
+    }
+
+    /// Submits a resolved pipeline whose blobs are uploaded. Said again under the same id until it was answered:
+    /// the coordinator makes one run of it.
+    pub(crate) async fn submit(&self, run: RunId, pipeline: &Pipeline) -> Result<(), ClientError> {
+        let request = SubmitRequest { run, pipeline: pipeline.clone() };
+        let body = serde_json::to_vec(&request).expect("a pipeline has string keys and no failing serializers");
+        let deadline = Instant::now() + SUBMIT_PATIENCE;
+        let mut wait = SUBMIT_BACKOFF_FIRST;
+        loop {
+            let request = Request::new(Method::POST, "/v1/runs").payload(Payload::Json(body.clone()));
+            match self.send(request).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_transient() && Instant::now() + wait < deadline => {
+                    tracing::warn!(%error, "the submission is repeated under the same id");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(SUBMIT_BACKOFF_MAX);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The newest runs first.
+    pub(crate) async fn runs(&self, limit: u32) -> Result<Vec<RunSummary>, ClientError> {
+        let RunList { runs, .. } = self.get(format!("/v1/runs?limit={limit}")).await?;
+        Ok(runs)
+    }
+
+    /// A run with its steps.
+    pub(crate) async fn run(&self, run: RunId) -> Result<RunView, ClientError> {
+        self.get(format!("/v1/runs/{run}")).await
+    }
+
+    /// Asks for a run's end. Of a settled run: nothing.
+    pub(crate) async fn cancel(&self, run: RunId) -> Result<(), ClientError> {
+        self.send(Request::new(Method::POST, format!("/v1/runs/{run}/cancel"))).await.map(drop)
+    }
+
+    /// Every worker that the coordinator knows.
+    pub(crate) async fn workers(&self) -> Result<Vec<WorkerView>, ClientError> {
+        let WorkerList { workers } = self.get("/v1/workers".to_owned()).await?;
+        Ok(workers)
+    }
+
+    /// Whether it is ready to take runs, in its own words if not.
+    pub(crate) async fn ready(&self) -> Result<(), ClientError> {
+        self.send(Request::get("/readyz")).await.map(drop)
+    }
+
+    /// Whether the blob is there.
+    pub(crate) async fn has_blob(&self, hash: &BlobHash) -> Result<bool, ClientError> {
+        match self.send(Request::new(Method::HEAD, format!("/v1/blobs/{hash}"))).await {
+            Ok(_) => Ok(true),
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Uploads a blob from where the file stands.
+    pub(crate) async fn put_blob(&self, hash: &BlobHash, file: File, bytes: u64) -> Result<(), ClientError> {
+        let request = Request::new(Method::PUT, format!("/v1/blobs/{hash}")).payload(Payload::File(file, bytes));
+        self.send(request).await.map(drop)
+    }
+
+    /// What changes in a run, from a full view on.
+    pub(crate) fn events(&self, run: RunId) -> EventStream {
+        EventStream::new(self.clone(), format!("/v1/runs/{run}/events"))
+    }
+
+    /// A run's output lines.
+    pub(crate) fn logs(&self, run: RunId, query: &LogQuery) -> EventStream {
+        let mut parameters = vec![format!("follow={}", query.follow)];
+        parameters.extend(query.step.as_deref().map(|step| format!("step={}", percent_encoded(step))));
+        parameters.extend(query.attempt.map(|attempt| format!("attempt={attempt}")));
+        parameters.extend(query.tail.map(|tail| format!("tail={tail}")));
+        EventStream::new(self.clone(), format!("/v1/runs/{run}/logs?{}", parameters.join("&")))
+    }
+
+    /// Sends a request; an answer that is no success is an error in the coordinator's words.
+    pub(crate) async fn send(&self, request: Request) -> Result<Answer, ClientError> {
+        let answer = self.transport.send(request).await?;
+        if answer.status.is_success() { Ok(answer) } else { Err(refusal(answer).await) }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T, ClientError> {
+        let answer = self.send(Request::get(path)).await?;
+        let body = answer.bytes().await.map_err(|reason| ClientError::Answer { reason })?;
+        serde_json::from_slice(&body).map_err(|error| ClientError::Answer { reason: error.to_string() })
+    }
+}
+
+async fn refusal(answer: Answer) -> ClientError {
+    let status = answer.status;
+    let body = answer.bytes().await.unwrap_or_default();
+    match serde_json::from_slice::<ErrorBody>(&body) {
+        Ok(ErrorBody { error }) => ClientError::Refused { status, message: error.message, hint: error.hint },
+        // Not a coordinator's words: a proxy's, or the answer to HEAD, which has none.
+        Err(_) => ClientError::Refused { status, message: format!("the coordinator answers {status}"), hint: None },
+    }
+}
+
+/// A query parameter's value: step names hold brackets, commas and equals signs.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_names_survive_a_query() {
+        assert_eq!(percent_encoded("test[cc=gcc,o=2]"), "test%5Bcc%3Dgcc%2Co%3D2%5D");
+        assert_eq!(percent_encoded("a-b_c.d"), "a-b_c.d");
+    }
+}

@@ -1,0 +1,106 @@
+//! `longshore coordinator`: plans runs, dispatches jobs, settles steps.
+
+use std::fs;
+use std::path::Path;
+
+use longshore_coordinator::core::CoreConfig;
+use longshore_coordinator::{Config, Coordinator, CoordinatorError, StateLocation, Tokens};
+use longshore_protocol::broker::Broker;
+
+use crate::cli::CoordinatorArgs;
+use crate::failure::Failure;
+use crate::server;
+use crate::state::{StateDir, unusable};
+
+/// In lists of connections, and before what it says.
+const NAME: &str = "longshore coordinator";
+
+/// Whom the runs of the one `--token` are charged to.
+const TENANT: &str = "default";
+
+pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
+    let metrics = server::install_metrics(longshore_coordinator::metrics::METRICS, &[])?;
+    let shutdown = server::shutdown()?;
+    let tokens = tokens(args.token.as_deref(), args.tokens.as_deref())?;
+    let dir = match args.state {
+        Some(dir) => dir,
+        None => StateDir::path()?.join("coordinator"),
+    };
+    fs::create_dir_all(&dir).map_err(|error| unusable(&dir, &error))?;
+    let store = StateLocation::Sqlite(dir.join("coordinator.db"));
+    let broker = server::broker(&args.fleet, NAME)?;
+    let config = Config {
+        listen: Some(args.listen),
+        tokens,
+        // A tick is a second (P8).
+        core: CoreConfig { lease_ticks: args.fleet.lease, ..CoreConfig::default() },
+        metrics: Some(metrics),
+        ..Config::new(args.fleet.prefix.clone(), store, dir.join("blobs"))
+    };
+    // What is wrong with us is said at once; what is wrong with the broker may mend itself.
+    let coordinator = Coordinator::open(config, broker.clone()).await.map_err(|error| refused(&error))?;
+    let address = coordinator.local_addr().unwrap_or(args.listen);
+    if !server::broker_answers(&args.fleet, NAME, &shutdown).await {
+        return Ok(0);
+    }
+    eprintln!("{NAME}: ready on http://{address}");
+    let done = coordinator.run(shutdown).await;
+    broker.close().await;
+    done.map(|()| 0).map_err(|error| refused(&error))
+}
+
+/// Its own text names the mend.
+fn refused(error: &CoordinatorError) -> Failure {
+    match error {
+        CoordinatorError::OpenToAnybody { .. } | CoordinatorError::Listen { .. } => Failure::input(error.to_string()),
+        _ => Failure::infra(error.to_string()),
+    }
+}
+
+fn tokens(token: Option<&str>, file: Option<&Path>) -> Result<Tokens, Failure> {
+    let mut all: Vec<(String, String)> = token
+        .filter(|token| !token.is_empty())
+        .map(|token| (token.to_owned(), TENANT.to_owned()))
+        .into_iter()
+        .collect();
+    if let Some(file) = file {
+        let text = fs::read_to_string(file)
+            .map_err(|error| Failure::input(format!("the tokens in {} cannot be read: {error}", file.display())))?;
+        all.extend(read_tokens(file, &text)?);
+    }
+    Ok(Tokens::new(all))
+}
+
+/// A token, a space, a tenant; empty lines and those that begin with `#` mean nothing.
+fn read_tokens(file: &Path, text: &str) -> Result<Vec<(String, String)>, Failure> {
+    let mut tokens = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [] => {}
+            [first, ..] if first.starts_with('#') => {}
+            [token, tenant] => tokens.push((token.to_owned(), tenant.to_owned())),
+            // The line itself is a secret (promise 8).
+            _ => {
+                let place = format!("line {} of {}", index + 1, file.display());
+                return Err(Failure::input(format!("{place} is not a token, a space and a tenant")));
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_and_a_bad_line_is_not_repeated() {
+        let file = Path::new("tokens");
+        let read = read_tokens(file, "# ours\n\ns3cret red\n  t0ken   blue \n").unwrap();
+        let pair = |token: &str, tenant: &str| (token.to_owned(), tenant.to_owned());
+        assert_eq!(read, [pair("s3cret", "red"), pair("t0ken", "blue")]);
+        let (message, _) = read_tokens(file, "ok red\ns3cret\n").unwrap_err().words();
+        assert!(message.contains("line 2") && !message.contains("s3cret"), "{message}");
+    }
+}

@@ -1,0 +1,190 @@
+//! `longshore doctor`: looks at what Longshore needs, and says what to mend.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use longshore_protocol::broker::amqp::AmqpBroker;
+use longshore_worker::engine::EngineInfo;
+use serde::Serialize;
+
+use crate::cli::{DoctorArgs, Output};
+use crate::embedded::{Found, find_engine};
+use crate::failure::{EXIT_INFRA, Failure};
+use crate::render::style::{Colour, Style, bytes};
+use crate::render::{json, screen};
+use crate::runs;
+use crate::state::StateDir;
+
+/// The smallest images of a real build, once.
+const DISK_BYTES_MIN: u64 = 1_000_000_000;
+
+/// What was looked at, and what was found.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    state: State,
+    found: String,
+    /// What to do about it.
+    mend: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    /// It works, but something is not as it should be.
+    Warning,
+    /// Nothing will work until it is mended.
+    Problem,
+    /// Not asked for.
+    NotLookedAt,
+}
+
+impl Check {
+    fn new(name: &'static str, state: State, found: impl Into<String>) -> Self {
+        Self { name, state, found: found.into(), mend: None }
+    }
+
+    #[must_use]
+    fn mend(mut self, mend: impl Into<String>) -> Self {
+        self.mend = Some(mend.into());
+        self
+    }
+}
+
+pub(crate) async fn run(args: &DoctorArgs, output: Output) -> Result<u8, Failure> {
+    let (docker, rabbitmq, coordinator) = tokio::join!(docker(args), rabbitmq(args), coordinator(args));
+    let mut checks = docker;
+    checks.extend([rabbitmq, coordinator]);
+    checks.extend(state_dir());
+    let text: String = match output {
+        Output::Json => checks.iter().map(|check| json::text("check", check)).collect(),
+        Output::Text => page(&checks, Style::detect()),
+    };
+    screen::print(text.as_bytes())?;
+    let is_ill = checks.iter().any(|check| check.state == State::Problem);
+    Ok(if is_ill { EXIT_INFRA } else { 0 })
+}
+
+fn page(checks: &[Check], style: Style) -> String {
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for Check { name, state, found, mend } in checks {
+        let mark = match state {
+            State::Ok => style.paint(Colour::Green, "✓"),
+            State::Warning => style.paint(Colour::Yellow, "!"),
+            State::Problem => style.paint(Colour::Red, "✗"),
+            State::NotLookedAt => style.paint(Colour::Dim, "-"),
+        };
+        let _ = writeln!(text, "{mark} {name:width$}  {found}");
+        if let Some(mend) = mend {
+            let _ = writeln!(text, "  {:width$}  → {mend}", "");
+        }
+    }
+    text
+}
+
+async fn docker(args: &DoctorArgs) -> Vec<Check> {
+    match find_engine(args.docker.as_deref()).await {
+        Ok(Found { info, .. }) => vec![engine(&info), storage(&info)],
+        Err(failure) => {
+            let (found, mend) = failure.words();
+            let check = Check::new("Docker", State::Problem, found);
+            vec![match mend {
+                Some(mend) => check.mend(mend),
+                None => check,
+            }]
+        }
+    }
+}
+
+fn engine(info: &EngineInfo) -> Check {
+    Check::new("Docker", State::Ok, format!("Engine {}, API {}, id {}", info.version, info.api_version, info.id))
+}
+
+/// The figures and the depth of snapshots that Longshore reckons with are overlay2's.
+fn storage(info: &EngineInfo) -> Check {
+    let driver = &info.storage_driver;
+    if matches!(driver.as_str(), "overlay2" | "overlayfs") {
+        return Check::new("storage driver", State::Ok, driver.as_str());
+    }
+    Check::new("storage driver", State::Warning, format!("{driver}: snapshots may be slow, or large"))
+        .mend("use overlay2, if the kernel has it")
+}
+
+async fn rabbitmq(args: &DoctorArgs) -> Check {
+    let Some(uri) = args.amqp.as_deref().filter(|uri| !uri.is_empty()) else {
+        return Check::new("RabbitMQ", State::NotLookedAt, "no address given with --amqp or LONGSHORE_AMQP");
+    };
+    match AmqpBroker::probe(uri).await {
+        Ok(server) => Check::new("RabbitMQ", State::Ok, format!("{} {}", server.product, server.version)),
+        Err(error) => Check::new("RabbitMQ", State::Problem, error.to_string())
+            .mend("start RabbitMQ, or mend the address, user and password in --amqp or LONGSHORE_AMQP"),
+    }
+}
+
+async fn coordinator(args: &DoctorArgs) -> Check {
+    let name = "coordinator";
+    if args.remote.coordinator.as_deref().is_none_or(str::is_empty) {
+        return Check::new(name, State::NotLookedAt, "no address given with --coordinator or LONGSHORE_COORDINATOR");
+    }
+    let asked = async {
+        let client = runs::fleet(&args.remote)?;
+        client.ready().await?;
+        // Needs the token, which /readyz does not.
+        Ok::<_, Failure>(client.workers().await?)
+    };
+    match asked.await {
+        Ok(workers) => {
+            let alive = workers.iter().filter(|worker| worker.alive).count();
+            let check = Check::new(name, State::Ok, format!("ready, {alive} of {} workers alive", workers.len()));
+            if alive > 0 { check } else { Check { state: State::Warning, ..check }.mend("start a `longshore worker`") }
+        }
+        Err(failure) => {
+            let (found, mend) = failure.words();
+            let check = Check::new(name, State::Problem, found);
+            match mend {
+                Some(mend) => check.mend(mend),
+                None => check,
+            }
+        }
+    }
+}
+
+fn state_dir() -> Vec<Check> {
+    let name = "state directory";
+    let dir = match StateDir::path() {
+        Ok(dir) => dir,
+        Err(failure) => return vec![Check::new(name, State::Problem, failure.words().0)],
+    };
+    let existing = nearest_existing(&dir);
+    let written = tempfile::tempfile_in(&existing).and_then(|mut file| file.write_all(b"longshore"));
+    let check = match written {
+        Ok(()) => Check::new(name, State::Ok, dir.display().to_string()),
+        Err(error) => Check::new(name, State::Problem, format!("{} cannot be written: {error}", existing.display()))
+            .mend("mend its rights, or name another one in LONGSHORE_STATE"),
+    };
+    vec![check, disk(&existing)]
+}
+
+fn disk(dir: &Path) -> Check {
+    let name = "disk";
+    let free = match rustix::fs::statvfs(dir) {
+        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+        Err(error) => {
+            return Check::new(name, State::Warning, format!("{} cannot be measured: {error}", dir.display()));
+        }
+    };
+    let found = format!("{} free at {}", bytes(free), dir.display());
+    if free >= DISK_BYTES_MIN {
+        return Check::new(name, State::Ok, found);
+    }
+    Check::new(name, State::Warning, found).mend("make room: logs and sources are kept there")
+}
+
+/// The directory itself need not be there before the first run.
+fn nearest_existing(dir: &Path) -> PathBuf {
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    absolute.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}

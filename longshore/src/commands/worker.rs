@@ -1,0 +1,63 @@
+//! `longshore worker`: carries out steps beside a Docker Engine.
+
+use std::time::Duration;
+
+use longshore_protocol::broker::Broker;
+use longshore_worker::{BlobSource, Config, Worker, WorkerError};
+
+use crate::cli::WorkerArgs;
+use crate::embedded::{Found, default_slots, find_engine};
+use crate::failure::Failure;
+use crate::server;
+use crate::state::StateDir;
+
+/// In lists of connections, and before what it says.
+const NAME: &str = "longshore worker";
+
+/// P7: five heartbeats may be lost before a lease ends.
+const HEARTBEATS_PER_LEASE: u32 = 6;
+
+pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
+    let metrics = server::install_metrics(longshore_worker::METRICS, longshore_worker::BUCKETS)?;
+    let shutdown = server::shutdown()?;
+    let Found { engine, info } = find_engine(args.docker.as_deref()).await?;
+    let broker = server::broker(&args.fleet, NAME)?;
+    let dir = match args.state {
+        Some(dir) => dir,
+        None => StateDir::path()?.join("worker"),
+    };
+    let lease = Duration::from_secs(args.fleet.lease.into());
+    let slots = args.slots.unwrap_or_else(default_slots);
+    let blobs = BlobSource::Http { coordinator: args.coordinator, token: args.token };
+    let config = Config {
+        pool: args.pool,
+        slots,
+        lease,
+        heartbeat: lease / HEARTBEATS_PER_LEASE,
+        metrics_listen: args.metrics,
+        metrics_render: Some(metrics.clone()),
+        ..Config::new(args.fleet.prefix.clone(), dir, blobs)
+    };
+    let worker = Worker::open(config, broker.clone(), engine).await.map_err(|error| refused(&error))?;
+    if let Some(address) = worker.listens_on() {
+        eprintln!("{NAME}: metrics on http://{address}/metrics");
+    }
+    if !server::broker_answers(&args.fleet, NAME, &shutdown).await {
+        return Ok(0);
+    }
+    eprintln!("{NAME}: ready (id {}, engine {}, slots {slots})", worker.id(), info.id);
+    let upkeep = tokio::spawn(server::upkeep(metrics, shutdown.clone()));
+    let done = worker.run(shutdown.clone()).await;
+    shutdown.cancel();
+    broker.close().await;
+    let _ = upkeep.await;
+    done.map(|()| 0).map_err(|error| refused(&error))
+}
+
+/// Its own text names the mend.
+fn refused(error: &WorkerError) -> Failure {
+    match error {
+        WorkerError::NoSlots | WorkerError::Listen { .. } => Failure::input(error.to_string()),
+        _ => Failure::infra(error.to_string()),
+    }
+}

@@ -1,0 +1,228 @@
+//! Coordinator and worker in this process, over the in-memory broker: what `longshore run` needs besides Docker.
+
+use std::num::NonZero;
+
+use longshore_coordinator::pipeline::{Pipeline, SnapshotRule};
+use longshore_coordinator::{Config as CoordinatorConfig, Coordinator, CoordinatorError, StateLocation};
+use longshore_protocol::broker::Broker;
+use longshore_protocol::broker::memory::MemoryBroker;
+use longshore_protocol::{ExecutionId, RunId, SnapshotId, WorkerId};
+use longshore_worker::engine::docker::DockerEngine;
+use longshore_worker::engine::{Engine, EngineError, EngineInfo};
+use longshore_worker::{BlobSource, Config as WorkerConfig, Worker, WorkerError};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::state::{Dead, LockNote, RunLock, StateDir, unusable};
+use crate::transport::Transport;
+
+/// Nobody else is on this broker.
+const PREFIX: &str = "longshore";
+
+/// A fleet of one, for one run.
+pub(crate) struct Embedded {
+    client: Client,
+    engine: DockerEngine,
+    owner: WorkerId,
+    state: StateDir,
+    run: RunId,
+    lock: RunLock,
+    note: LockNote,
+    broker: MemoryBroker,
+    coordinator: Part<CoordinatorError>,
+    worker: Part<WorkerError>,
+    sweep: JoinHandle<()>,
+}
+
+/// One of the two, running.
+struct Part<E> {
+    task: JoinHandle<Result<(), E>>,
+    stop: CancellationToken,
+}
+
+/// An Engine that answered.
+pub(crate) struct Found {
+    pub(crate) engine: DockerEngine,
+    pub(crate) info: EngineInfo,
+}
+
+/// Looks for the Engine. Nothing has been made before.
+pub(crate) async fn find_engine(address: Option<&str>) -> Result<Found, Failure> {
+    let address = address.filter(|address| !address.is_empty());
+    let engine = DockerEngine::connect(address).await.map_err(|error| no_docker(&error))?;
+    let info = engine.info().await.map_err(|error| no_docker(&error))?;
+    Ok(Found { engine, info })
+}
+
+/// One sentence with the mend.
+pub(crate) fn no_docker(error: &EngineError) -> Failure {
+    match error {
+        EngineError::Unreachable { address, reason } => {
+            Failure::infra(format!("no Docker Engine answers at {address} ({reason})"))
+                .mend("start Docker, or name another Engine with --docker or DOCKER_HOST")
+        }
+        other => Failure::infra(format!("the Docker Engine cannot be used: {other}"))
+            .mend("mend it, or name another Engine with --docker or DOCKER_HOST"),
+    }
+}
+
+/// The machine's cores.
+pub(crate) fn default_slots() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores: NonZero<usize>| u32::try_from(cores.get()).unwrap_or(1))
+}
+
+impl Embedded {
+    /// Takes the run's lock, then starts both parts.
+    pub(crate) async fn start(
+        state: StateDir,
+        run: RunId,
+        pipeline: &Pipeline,
+        found: Found,
+        slots: u32,
+    ) -> Result<Self, Failure> {
+        let Found { engine, info } = found;
+        let kept = pipeline.steps.iter().filter(|step| step.snapshot == SnapshotRule::Always);
+        let keeps = kept.map(|step| ExecutionId::of_step(run, &step.name)).collect();
+        let note = LockNote { engine: info.id.clone(), keeps };
+        let lock = state.lock(run, &note).map_err(|error| unusable(state.root(), &error))?;
+        let dead = state.dead(&info.id).map_err(|error| unusable(state.root(), &error))?;
+        let broker = MemoryBroker::new();
+        let owner = state.owner(run);
+        let coordinator = CoordinatorConfig::new(PREFIX, StateLocation::Sqlite(state.store(run)), state.blobs());
+        let worker = WorkerConfig {
+            slots,
+            worker_id: Some(owner.clone()),
+            ..WorkerConfig::new(PREFIX, state.worker_dir(run), BlobSource::Dir(state.blobs()))
+        };
+        // Each has its own connection, as on a fleet: closing one leaves the other's.
+        let (coordinator, worker) = tokio::join!(
+            Coordinator::open(coordinator, broker.another()),
+            Worker::open(worker, broker.another(), engine.clone()),
+        );
+        let coordinator = coordinator.map_err(|error| Failure::infra(format!("the run cannot be kept: {error}")))?;
+        let worker = worker.map_err(|error| Failure::infra(format!("the worker cannot start: {error}")))?;
+        let client = Client::new(Transport::Local(coordinator.router()));
+        let sweep = tokio::spawn(sweep(state.clone(), engine.clone(), dead));
+        let (coordinator_stop, worker_stop) = (CancellationToken::new(), CancellationToken::new());
+        Ok(Self {
+            client,
+            engine,
+            owner,
+            state,
+            run,
+            lock,
+            note,
+            broker,
+            coordinator: Part { task: tokio::spawn(coordinator.run(coordinator_stop.clone())), stop: coordinator_stop },
+            worker: Part { task: tokio::spawn(worker.run(worker_stop.clone())), stop: worker_stop },
+            sweep,
+        })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Returns only if one of the parts ends although nobody told it to.
+    pub(crate) async fn broken(&mut self) -> Failure {
+        tokio::select! {
+            end = &mut self.coordinator.task => ended("coordinator", end),
+            end = &mut self.worker.task => ended("worker", end),
+        }
+    }
+
+    /// Kills what runs, without any grace: its worker reports the end of each.
+    pub(crate) async fn hurry(&self) {
+        if let Err(error) = remove_containers(&self.engine, |owner| *owner == self.owner).await {
+            tracing::warn!(%error, "containers could not be killed");
+        }
+    }
+
+    /// Ends both parts. What they had running is ended and removed first.
+    pub(crate) async fn close(self) {
+        self.coordinator.stop.cancel();
+        self.worker.stop.cancel();
+        tokio::join!(end_of("coordinator", self.coordinator.task), end_of("worker", self.worker.task));
+        if let Err(error) = self.sweep.await {
+            tracing::warn!(%error, "the sweep ended badly");
+        }
+        self.broker.close().await;
+        // The worker has done this, as far as it was told in time. The proof of our end goes only if nothing is left.
+        match remove_left(&self.engine, &[(self.owner, self.note)]).await {
+            Ok(()) => {
+                if let Err(error) = self.state.forget_worker(self.run).and_then(|()| self.lock.remove()) {
+                    tracing::warn!(%error, "the lock of this run could not be removed");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "something may be left on the Engine; the next run removes it"),
+        }
+    }
+}
+
+/// Removes what the dead left on this Engine; nobody else's. A proof of death goes only when that worked.
+async fn sweep(state: StateDir, engine: DockerEngine, dead: Vec<Dead>) {
+    if dead.is_empty() {
+        return;
+    }
+    let owners: Vec<_> = dead.iter().map(|dead| (state.owner(dead.run), dead.note.clone())).collect();
+    if let Err(error) = remove_left(&engine, &owners).await {
+        tracing::warn!(%error, "what interrupted runs left could not be removed; the next run tries again");
+        return;
+    }
+    for dead in dead {
+        let run = dead.run;
+        if let Err(error) = state.bury(dead) {
+            tracing::warn!(%run, %error, "an interrupted run's lock could not be removed");
+        }
+    }
+}
+
+/// Removes the containers of these owners, and their snapshots but those that outlive their runs.
+async fn remove_left(engine: &DockerEngine, owners: &[(WorkerId, LockNote)]) -> Result<(), EngineError> {
+    remove_containers(engine, |owner| owners.iter().any(|(meant, _)| meant == owner)).await?;
+    for snapshot in engine.snapshots().await? {
+        if owners.iter().any(|(owner, note)| is_left(&snapshot, owner, note)) {
+            engine.remove_snapshot(&snapshot).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether it is an ephemeral snapshot of this owner's ([`SnapshotId::ephemeral`]) that nobody asked to keep.
+fn is_left(snapshot: &SnapshotId, owner: &WorkerId, note: &LockNote) -> bool {
+    let Some((repository, tag)) = snapshot.as_str().split_once(':') else { return false };
+    repository == format!("longshore/{owner}") && !note.keeps.iter().any(|kept| tag.starts_with(&kept.to_hex()))
+}
+
+async fn remove_containers(engine: &DockerEngine, is_meant: impl Fn(&WorkerId) -> bool) -> Result<(), EngineError> {
+    for container in engine.containers().await? {
+        if is_meant(&container.owner()) {
+            engine.destroy(&container).await?;
+        }
+    }
+    Ok(())
+}
+
+type End<E> = Result<Result<(), E>, tokio::task::JoinError>;
+
+fn ended<E: std::fmt::Display>(part: &str, end: End<E>) -> Failure {
+    match end {
+        Ok(Ok(())) => Failure::infra(format!("the {part} ended before the run")),
+        Ok(Err(error)) => Failure::infra(format!("the {part} broke down: {error}")),
+        Err(error) => Failure::infra(format!("the {part} broke down: {error}")),
+    }
+}
+
+async fn end_of<E: std::fmt::Display>(part: &str, task: JoinHandle<Result<(), E>>) {
+    // One that broke down was reported by `broken`, and its task must not be awaited again.
+    if task.is_finished() {
+        return;
+    }
+    match task.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the {part} ended badly"),
+        Err(error) => tracing::warn!(%error, "the {part} ended badly"),
+    }
+}

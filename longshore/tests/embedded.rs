@@ -1,0 +1,249 @@
+//! `longshore run` beside a real Docker Engine.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod harness;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::Stdio;
+
+use harness::{BUSYBOX, Place, Started, code, done, objects, on_engine, run_id, stderr, stdout};
+use longshore_protocol::{RunId, SnapshotId};
+use longshore_worker::engine::Engine;
+use rustix::process::Signal;
+
+/// A pipeline of steps on busybox: name, keys beside it, script.
+fn pipeline(steps: &[(&str, &str, &str)]) -> String {
+    let mut text = "name: t\nsteps:\n".to_owned();
+    for (name, keys, script) in steps {
+        let script = script.replace('\n', "\n      ");
+        let base = if keys.contains("from:") { String::new() } else { format!("    image: {BUSYBOX}\n") };
+        let _ = write!(text, "  - name: {name}\n{base}    {keys}\n    run: |\n      {script}\n");
+    }
+    text
+}
+
+/// Says that it runs, then goes on for longer than any test.
+const LONG: &str = "trap 'exit 0' TERM\necho up\nwhile :; do sleep 1 & wait $!; done";
+
+#[test]
+fn a_run_passes_and_can_be_looked_at_afterwards() {
+    let place = Place::new();
+    place.file("src/words", "from the source\n");
+    let text = pipeline(&[
+        ("greet", "sources: [{path: ./src, target: /in}]", "cat /in/words > /out\necho hello"),
+        ("read", "from: greet", "cat /out\nprintf 'no newline'"),
+    ]);
+    place.file("p.yaml", &text);
+    let output = done(place.with_docker(&["run", "p.yaml"]));
+    let printed = stdout(&output);
+    assert_eq!(code(&output), 0, "{printed}{}", stderr(&output));
+    let run = run_id(printed.lines().next().unwrap());
+    assert!(printed.contains("greet | hello\n✓ greet"), "{printed}");
+    assert!(printed.contains("read | from the source\nread | no newline\n✓ read"), "{printed}");
+    let last = printed.lines().last().unwrap();
+    assert!(last.starts_with(&format!("{run} passed in ")), "{last}");
+    assert!(place.containers().is_empty() && place.snapshots().is_empty() && place.locks().is_empty());
+
+    // Without an Engine, without a server.
+    let listed = stdout(&done(place.longshore(&["ls"])));
+    assert!(listed.lines().nth(1).unwrap().starts_with(&run) && listed.contains("passed"), "{listed}");
+    let shown = stdout(&done(place.longshore(&["show", &run[..13]])));
+    assert!(shown.contains("passed in") && shown.contains("✓ passed"), "{shown}");
+    let logs = stdout(&done(place.longshore(&["logs"])));
+    assert_eq!(logs, "greet | hello\nread | from the source\nread | no newline\n");
+    // Of one step the very bytes.
+    let one = done(place.longshore(&["logs", "last", "read"]));
+    assert_eq!(stdout(&one), "from the source\nno newline");
+    let tail = stdout(&done(place.longshore(&["logs", &run, "read", "--tail", "1", "--follow"])));
+    assert_eq!(tail, "no newline");
+    let lines = objects(&stdout(&done(place.longshore(&["logs", "last", "--output", "json"]))));
+    let texts: Vec<_> = lines.iter().map(|line| line["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["hello", "from the source", "no newline"]);
+    let unknown = done(place.longshore(&["logs", "last", "reed"]));
+    assert_eq!(code(&unknown), 2, "{}", stderr(&unknown));
+}
+
+#[test]
+fn a_failed_step_is_exit_code_1_with_its_last_words() {
+    let place = Place::new();
+    let text = pipeline(&[("bad", "timeout: 1m", "echo why\nexit 7"), ("after", "from: bad", "echo never")]);
+    place.file("p.yaml", &text);
+    let output = done(place.with_docker(&["run", "p.yaml"]));
+    let printed = stdout(&output);
+    assert_eq!(code(&output), 1, "{printed}{}", stderr(&output));
+    assert!(printed.contains("✗ bad  failed{7}"), "{printed}");
+    assert!(printed.contains("\n✗ bad: failed{7}\n    why\n"), "{printed}");
+    assert!(printed.contains("skipped because of bad"), "{printed}");
+    let run = run_id(printed.lines().next().unwrap());
+    assert!(printed.contains(&format!("longshore logs {run} 'bad'")), "{printed}");
+    assert!(!printed.contains("never"), "{printed}");
+    assert!(place.containers().is_empty());
+}
+
+#[test]
+fn every_line_of_json_parses_and_the_last_one_is_the_result() {
+    let place = Place::new();
+    let text = pipeline(&[("odd", "timeout: 1m", "printf 'bytes \\377\\n'\necho text\nexit 3")]);
+    place.file("p.yaml", &text);
+    let output = done(place.with_docker(&["--output", "json", "run", "p.yaml", "--name", "renamed"]));
+    assert_eq!(code(&output), 1, "{}", stderr(&output));
+    let all = objects(&stdout(&output));
+    assert_eq!(all[0]["type"], "run");
+    assert_eq!(all[0]["name"], "renamed");
+    let lines: Vec<_> = all.iter().filter(|object| object["type"] == "line").collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0]["base64"].is_string() && lines[1]["text"] == "text", "{lines:?}");
+    let last = all.last().unwrap();
+    assert_eq!((&last["type"], &last["exit_code"], &last["outcome"]), (&"result".into(), &1.into(), &"failed".into()));
+    assert_eq!(last["steps"][0]["outcome"]["exit"], 3);
+    let listed = objects(&stdout(&done(place.longshore(&["--output", "json", "ls"]))));
+    assert_eq!(listed[0]["run"], last["run"]);
+    assert_eq!(listed[0]["interrupted"], false);
+    let shown = objects(&stdout(&done(place.longshore(&["--output", "json", "show"]))));
+    assert_eq!(shown[0]["steps"], last["steps"]);
+    // The bytes come back as they were.
+    assert_eq!(done(place.longshore(&["logs", "last", "odd"])).stdout, b"bytes \xff\ntext\n");
+}
+
+#[test]
+fn ctrl_c_cancels_the_run_and_removes_its_containers() {
+    let place = Place::new();
+    place.file("p.yaml", &pipeline(&[("long", "timeout: 10m", LONG)]));
+    let mut started = Started::new(place.with_docker(&["run", "p.yaml"]));
+    started.until("long | up");
+    assert_eq!(place.containers().len(), 1);
+    started.signal(Signal::INT);
+    let (status, printed, errors) = started.end();
+    assert_eq!(status.code(), Some(130), "{printed}{errors}");
+    assert!(printed.lines().last().unwrap().contains(" cancelled in "), "{printed}");
+    assert!(errors.contains("Ctrl-C again"), "{errors}");
+    assert!(place.containers().is_empty() && place.locks().is_empty());
+}
+
+#[test]
+fn a_second_ctrl_c_kills_what_ignores_the_first() {
+    let place = Place::new();
+    let deaf = "trap '' TERM\necho up\nwhile :; do sleep 1; done";
+    place.file("p.yaml", &pipeline(&[("deaf", "timeout: 10m", deaf)]));
+    let mut started = Started::new(place.with_docker(&["run", "p.yaml"]));
+    started.until("deaf | up");
+    started.signal(Signal::INT);
+    // The first one has been taken when the second is sent: two at once would be one.
+    let mut errors = std::io::BufReader::new(started.child.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut errors, &mut line).unwrap();
+    assert!(line.contains("Ctrl-C again"), "{line}");
+    started.signal(Signal::INT);
+    let status = started.child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert!(place.containers().is_empty());
+}
+
+#[test]
+fn what_a_killed_run_left_is_swept_by_the_next_one_and_nobody_elses() {
+    let (ours, others) = (Place::new(), Place::new());
+    for place in [&ours, &others] {
+        place.file("long.yaml", &pipeline(&[("first", "timeout: 1m", "true"), ("long", "from: first", LONG)]));
+        place.file("short.yaml", &pipeline(&[("short", "timeout: 1m", "true")]));
+    }
+    let mut killed = Started::new(ours.with_docker(&["run", "long.yaml"]));
+    let mut living = Started::new(ours.with_docker(&["run", "long.yaml"]));
+    let mut foreign = Started::new(others.with_docker(&["run", "long.yaml"]));
+    let killed_run = run_id(&killed.until("2 steps"));
+    let living_run = run_id(&living.until("2 steps"));
+    for started in [&mut killed, &mut living, &mut foreign] {
+        started.until("long | up");
+    }
+    killed.signal(Signal::KILL);
+    killed.child.wait().unwrap();
+    assert_eq!((ours.containers().len(), others.containers().len()), (2, 1));
+    let shown = stdout(&done(ours.longshore(&["ls"])));
+    let line = |run: &str| shown.lines().find(|line| line.starts_with(run)).unwrap().to_owned();
+    assert!(line(&killed_run).contains("interrupted"), "{shown}");
+    assert!(line(&living_run).contains("running"), "{shown}");
+
+    let next = done(ours.with_docker(&["run", "short.yaml"]));
+    assert_eq!(code(&next), 0, "{}{}", stdout(&next), stderr(&next));
+    let left = ours.containers();
+    let lock = |run: &str| run.replace('-', "");
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert!(left[0].owner().as_str().ends_with(&lock(&living_run)), "{left:?}");
+    assert!(ours.snapshots().iter().all(|snapshot| snapshot.contains(&lock(&living_run))));
+    assert_eq!(ours.locks().into_iter().collect::<Vec<_>>(), [lock(&living_run)]);
+    assert_eq!(others.containers().len(), 1);
+    // It stays what it was; only its leftovers are gone.
+    assert!(stdout(&done(ours.longshore(&["show", &killed_run]))).contains("interrupted"));
+
+    for started in [living, foreign] {
+        started.signal(Signal::INT);
+        let (status, printed, errors) = started.end();
+        assert_eq!(status.code(), Some(130), "{printed}{errors}");
+    }
+    assert!(ours.containers().is_empty() && others.containers().is_empty());
+}
+
+#[test]
+fn two_runs_at_once_do_not_meet() {
+    let place = Place::new();
+    for word in ["one", "two"] {
+        let text =
+            pipeline(&[("same", "timeout: 1m", &format!("echo {word} > /word")), ("read", "from: same", "cat /word")]);
+        place.file(&format!("{word}.yaml"), &text);
+    }
+    let started = ["one", "two"].map(|word| (word, Started::new(place.with_docker(&["run", &format!("{word}.yaml")]))));
+    for (word, started) in started {
+        let (status, printed, errors) = started.end();
+        assert_eq!(status.code(), Some(0), "{printed}{errors}");
+        assert!(printed.contains(&format!("read | {word}\n")), "{printed}");
+    }
+    assert_eq!(stdout(&done(place.longshore(&["ls"]))).lines().count(), 3);
+}
+
+#[test]
+fn a_second_run_hits_the_cache() {
+    let place = Place::new();
+    let key = RunId::new().to_string();
+    let text = pipeline(&[
+        ("slow", &format!("cache: {{key: {key}}}"), "echo built\necho result > /result"),
+        ("use", "from: slow", "cat /result"),
+    ]);
+    place.file("p.yaml", &text);
+    let first = stdout(&done(place.with_docker(&["run", "p.yaml"])));
+    assert!(first.contains("slow | built") && !first.contains("cached"), "{first}");
+    let second = stdout(&done(place.with_docker(&["run", "p.yaml"])));
+    assert!(second.contains("✓ slow  cached") && second.contains("use | result"), "{second}");
+    assert!(!second.contains("slow | built"), "{second}");
+    on_engine(async |engine| engine.remove_snapshot(&SnapshotId::cached("default", &key)).await.unwrap());
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_run_quietly() {
+    let place = Place::new();
+    let chatty = "trap 'exit 0' TERM\nwhile :; do echo line; sleep 1 & wait $!; done";
+    place.file("p.yaml", &pipeline(&[("chatty", "timeout: 10m", chatty)]));
+    let mut child =
+        place.with_docker(&["run", "p.yaml"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = String::new();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
+    while !first.contains("chatty | line") {
+        std::io::BufRead::read_line(&mut lines, &mut first).unwrap();
+    }
+    drop(lines);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 130, "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    assert!(place.containers().is_empty());
+}
+
+#[test]
+fn a_pipeline_can_come_from_stdin() {
+    let place = Place::new();
+    let mut child = place.with_docker(&["run", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let text = pipeline(&[("greet", "timeout: 1m", "echo hello")]);
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(stdout(&output).contains("greet | hello"), "{}", stdout(&output));
+    assert_eq!(code(&output), 0);
+}

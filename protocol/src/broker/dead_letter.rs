@@ -1,0 +1,43 @@
+//! What happens to a message that cannot be read (P1).
+
+use super::{Broker, Delivery, Outgoing, PublishError};
+use crate::metric::{MetricDoc, MetricKind};
+use crate::topology::Topology;
+use crate::wire::Unreadable;
+
+/// The header of a dead letter that says why it is one. The broker's own dead letters lack it:
+/// `basic.reject` carries no reason, which is why we publish ours ourselves.
+pub const REASON_HEADER: &str = "x-longshore-reason";
+
+/// The header of a dead letter that names the queue in which it could not be read.
+pub const QUEUE_HEADER: &str = "x-longshore-queue";
+
+/// What [`dead_letter`] counts, for the table of metrics of whoever consumes.
+pub const DEAD_LETTERS_METRIC: MetricDoc = MetricDoc {
+    name: "longshore_dead_letters_total",
+    kind: MetricKind::Counter,
+    help: "Messages that could not be read and were moved to the dead letters, by what the queue is for",
+    labels: &[("queue", &Topology::PURPOSES)],
+};
+
+/// Moves a delivery that cannot be read to the dead letters, so that it never wedges its consumer (P1).
+///
+/// Published with the reason and confirmed, then acked: a crash between leaves it in both queues,
+/// never in none. On an error it was not acked and comes back. The dead-letter queue must have been declared.
+pub async fn dead_letter<B: Broker>(
+    broker: &B,
+    topology: &Topology,
+    mut delivery: Delivery,
+    reason: &Unreadable,
+) -> Result<(), PublishError> {
+    let queue = delivery.queue().to_owned();
+    tracing::warn!(queue, %reason, "dead-lettered");
+    let mut letter = Outgoing::new(topology.dead_letters().address(), std::mem::take(&mut delivery.body));
+    letter.headers = std::mem::take(&mut delivery.headers);
+    letter.headers.insert(REASON_HEADER.to_owned(), reason.to_string());
+    let purpose = topology.purpose(&queue);
+    letter.headers.insert(QUEUE_HEADER.to_owned(), queue);
+    broker.publish(vec![letter]).await?;
+    metrics::counter!(DEAD_LETTERS_METRIC.name, "queue" => purpose).increment(1);
+    Ok(delivery.ack().await?)
+}

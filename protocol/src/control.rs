@@ -1,0 +1,66 @@
+//! What should be: the coordinator's answers to a worker (P22).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Claim;
+use crate::ids::{Epoch, Incarnation, SnapshotId, WorkerId};
+use crate::outcome::CancelledBy;
+use crate::output::Offsets;
+
+/// One control message. A worker ignores an epoch lower than the highest it has on disk, and what
+/// addresses another incarnation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ControlMessage {
+    /// Who commands.
+    pub epoch: Epoch,
+    /// Whom.
+    pub worker: WorkerId,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// What.
+    pub control: Control,
+}
+
+/// What a worker is told. Every one may arrive twice and is harmless then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Control {
+    /// The attempt is not, or no longer, the worker's (P5, P12): kill it, drop its record and spool, report nothing.
+    Abandon {
+        /// Which attempt.
+        claim: Claim,
+    },
+    /// Nobody wants the attempt any more: end it (TERM, grace, KILL) and report `finished` as cancelled.
+    /// One that is already over is left as it is.
+    Cancel {
+        /// Which attempt.
+        claim: Claim,
+        /// Who asked.
+        by: CancelledBy,
+    },
+    /// `finished` is journalled and the log complete: record and spool may go (P9, P14).
+    Settled {
+        /// Which attempt.
+        claim: Claim,
+    },
+    /// A number is missing: send [`Records`](crate::event::Event::Records) (P9).
+    Sync,
+    /// Bytes are missing (P14): send the output again from these offsets on.
+    Resend {
+        /// Which attempt.
+        claim: Claim,
+        /// What the coordinator has, contiguous from 0.
+        stored: Offsets,
+    },
+    /// Nobody needs a snapshot any more.
+    RemoveSnapshot {
+        /// Which one.
+        snapshot: SnapshotId,
+    },
+    /// The incarnation cannot be taken (P10: the same start with another nonce is a cloned disk). It stops.
+    Refused {
+        /// In words, with the mend.
+        reason: String,
+    },
+}

@@ -1,0 +1,347 @@
+//! One coordinator and some workers, on RabbitMQ, each beside one of two Docker Engines.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use longshore_coordinator::core::view::WorkerView;
+use longshore_protocol::{Attempt, RunId, WorkerId};
+use reqwest::Client;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::{Process, within_patience};
+use crate::run::Run;
+use crate::services;
+
+/// Lease of the tests' fleets, in seconds: short, so that a lost worker is given up soon, and long enough for
+/// a machine whose two cores compile something else at the same time.
+const LEASE_SECS: u32 = 10;
+
+/// A fleet under test.
+#[derive(Debug)]
+pub struct Fleet {
+    prefix: String,
+    amqp: String,
+    dir: TempDir,
+    address: String,
+    coordinator: Option<Process>,
+    workers: BTreeMap<String, Member>,
+    pub(crate) http: Client,
+    pub(crate) runs: std::sync::Mutex<Vec<RunId>>,
+}
+
+/// A worker of the fleet: its directory outlives its process.
+#[derive(Debug)]
+struct Member {
+    docker: String,
+    state: PathBuf,
+    slots: u32,
+    metrics: String,
+    process: Option<Process>,
+}
+
+/// A fleet to be.
+#[derive(Debug, Default)]
+pub struct FleetBuilder {
+    workers: Vec<(String, String, u32)>,
+    amqp: Option<String>,
+}
+
+impl Fleet {
+    /// Says which fleet is wanted.
+    #[allow(clippy::new_ret_no_self)] // reads as the sentence it is: Fleet::new().worker(..).start()
+    pub fn new() -> FleetBuilder {
+        FleetBuilder::default()
+    }
+
+    /// The address of the coordinator's API.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Where a worker serves its metrics.
+    pub fn worker_metrics(&self, name: &str) -> String {
+        self.workers[name].metrics.clone()
+    }
+
+    /// The coordinator's address, `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The broker that it talks to.
+    pub fn amqp(&self) -> &str {
+        &self.amqp
+    }
+
+    /// What its queues' names begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A directory of the test's own.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts the coordinator, again on its old address and state if it ran before. Waits until it is ready.
+    pub async fn start_coordinator(&mut self) {
+        self.spawn_coordinator();
+        self.coordinator().says("longshore coordinator: ready").await;
+    }
+
+    /// Starts the coordinator, and does not wait until it is ready.
+    pub fn spawn_coordinator(&mut self) {
+        let state = self.dir.path().join("coordinator");
+        let args = [
+            ["coordinator", "--listen"].map(str::to_owned).to_vec(),
+            vec![self.address.clone(), "--state".to_owned(), state.display().to_string()],
+            self.common(),
+        ];
+        self.coordinator = Some(Process::start("coordinator", &args.concat()));
+    }
+
+    /// The coordinator's process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn coordinator(&mut self) -> &mut Process {
+        self.coordinator.as_mut().expect("the coordinator runs")
+    }
+
+    /// kill -9.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub async fn kill_coordinator(&mut self) {
+        self.coordinator.take().expect("the coordinator runs").kill().await;
+    }
+
+    /// Starts a worker, again on its old state if it ran before. Waits until it is ready.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub async fn start_worker(&mut self, name: &str) {
+        self.spawn_worker(name);
+        self.worker(name).says("longshore worker: ready").await;
+    }
+
+    /// Starts a worker, and does not wait until it is ready.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn spawn_worker(&mut self, name: &str) {
+        let common = self.common();
+        let coordinator = format!("http://{}", self.address);
+        let member = self.workers.get_mut(name).expect("a worker of this fleet");
+        let args = [
+            vec!["worker".to_owned(), "--coordinator".to_owned(), coordinator],
+            vec!["--docker".to_owned(), member.docker.clone()],
+            vec!["--state".to_owned(), member.state.display().to_string()],
+            vec!["--slots".to_owned(), member.slots.to_string()],
+            vec!["--metrics".to_owned(), member.metrics.clone()],
+            common,
+        ];
+        member.process = Some(Process::start(&format!("worker {name}"), &args.concat()));
+    }
+
+    /// A worker's process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn worker(&mut self, name: &str) -> &mut Process {
+        self.workers.get_mut(name).and_then(|member| member.process.as_mut()).expect("the worker runs")
+    }
+
+    /// kill -9.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub async fn kill_worker(&mut self, name: &str) {
+        let member = self.workers.get_mut(name).expect("a worker of this fleet");
+        member.process.take().expect("the worker runs").kill().await;
+    }
+
+    /// SIGTERM, and waits for its end.
+    ///
+    /// # Panics
+    /// If it does not run or does not end well.
+    pub async fn terminate_worker(&mut self, name: &str) {
+        let member = self.workers.get_mut(name).expect("a worker of this fleet");
+        member.process.take().expect("the worker runs").terminate().await;
+    }
+
+    /// The id that a worker has given itself.
+    pub async fn worker_id(&mut self, name: &str) -> WorkerId {
+        let line = self.worker(name).says("longshore worker: ready").await;
+        let id = line.split("id ").nth(1).and_then(|rest| rest.split([',', ')', ' ']).next());
+        id.and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("no id in {line:?}"))
+    }
+
+    /// Every worker, as the coordinator sees it.
+    pub async fn workers_seen(&self) -> Vec<WorkerView> {
+        let mut page: Value = self.get("/v1/workers").await;
+        serde_json::from_value(page["workers"].take()).unwrap_or_else(|e| panic!("/v1/workers: {e}: {page}"))
+    }
+
+    /// Waits until the coordinator sees what is asked for.
+    ///
+    /// # Panics
+    /// If it takes longer than [`PATIENCE`](crate::process::PATIENCE).
+    pub async fn until_workers(&self, what: &str, holds: impl Fn(&[WorkerView]) -> bool) {
+        let poll = async {
+            // The API has no push for workers: a heartbeat changes them once a second or so.
+            let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
+            loop {
+                interval.tick().await;
+                if holds(&self.workers_seen().await) {
+                    return;
+                }
+            }
+        };
+        let seen = within_patience(poll).await;
+        assert!(seen.is_some(), "the coordinator does not see {what}: {:?}", self.workers_seen().await);
+    }
+
+    /// Submits a pipeline file as the command line does, and follows it.
+    pub async fn submit(&self, pipeline: &str) -> Run<'_> {
+        self.submit_as(RunId::new(), pipeline).await
+    }
+
+    /// A run that was submitted before.
+    pub fn follow(&self, run: RunId) -> Run<'_> {
+        Run::new(self, run)
+    }
+
+    /// Submits under a given id.
+    ///
+    /// # Panics
+    /// If the pipeline or the coordinator says no.
+    pub async fn submit_as(&self, run: RunId, pipeline: &str) -> Run<'_> {
+        let plan = longshore_coordinator::pipeline::parse("test.yaml", pipeline)
+            .unwrap_or_else(|mistakes| panic!("{mistakes}\n{mistakes:?}"));
+        let body = json!({ "run": run, "pipeline": plan });
+        let response = self.http.post(self.url("/v1/runs")).json(&body).send().await.expect("the coordinator answers");
+        let status = response.status();
+        let text = response.text().await.expect("a body");
+        assert!(status.is_success(), "{status}: {text}");
+        self.runs.lock().expect("no panic while it is held").push(run);
+        Run::new(self, run)
+    }
+
+    /// What an attempt wrote.
+    pub(crate) async fn log_of(&self, run: RunId, step: &str, attempt: Attempt) -> String {
+        let query = [("step", step), ("attempt", &attempt.to_string())];
+        let request = self.http.get(self.url(&format!("/v1/runs/{run}/logs"))).query(&query);
+        let response = request.send().await.expect("the coordinator answers");
+        let status = response.status();
+        let text = response.text().await.expect("a body");
+        assert!(status.is_success(), "log of {step}, attempt {attempt}: {status}: {text}");
+        text
+    }
+
+    pub(crate) async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
+        let response = self.http.get(self.url(path)).send().await.expect("the coordinator answers");
+        let status = response.status();
+        let text = response.text().await.expect("a body");
+        assert!(status.is_success(), "{path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"))
+    }
+
+    pub(crate) async fn post(&self, path: &str) -> Value {
+        let response = self.http.post(self.url(path)).send().await.expect("the coordinator answers");
+        let status = response.status();
+        let text = response.text().await.expect("a body");
+        assert!(status.is_success(), "{path}: {status}: {text}");
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    }
+
+    /// The Engines that workers of this fleet were beside.
+    pub(crate) fn engines(&self) -> Vec<String> {
+        let mut engines: Vec<_> = self.workers.values().map(|member| member.docker.clone()).collect();
+        engines.sort();
+        engines.dedup();
+        engines
+    }
+
+    fn common(&self) -> Vec<String> {
+        let lease = LEASE_SECS.to_string();
+        ["--amqp", &self.amqp, "--prefix", &self.prefix, "--lease", &lease].map(str::to_owned).to_vec()
+    }
+}
+
+impl FleetBuilder {
+    /// With a worker of that name beside Engine 1 or 2, with two slots.
+    #[must_use]
+    pub fn worker(self, name: &str, engine: u8) -> Self {
+        let docker = services::env(&format!("LONGSHORE_TEST_DOCKER_{engine}"));
+        self.worker_at(name, &docker, 2)
+    }
+
+    /// With a worker beside an Engine of the test's own.
+    #[must_use]
+    pub fn worker_at(mut self, name: &str, docker: &str, slots: u32) -> Self {
+        self.workers.push((name.to_owned(), docker.to_owned(), slots));
+        self
+    }
+
+    /// On another broker than the tests' common one.
+    #[must_use]
+    pub fn amqp(mut self, uri: &str) -> Self {
+        self.amqp = Some(uri.to_owned());
+        self
+    }
+
+    /// A fleet of which nothing runs yet.
+    ///
+    /// # Panics
+    /// If a directory or a port cannot be had.
+    pub fn prepare(self) -> Fleet {
+        let dir = tempfile::tempdir().expect("a directory");
+        let member = |docker: String, slots, name: &str| Member {
+            docker,
+            state: dir.path().join(name),
+            slots,
+            metrics: free_address(),
+            process: None,
+        };
+        let workers = self.workers.into_iter().map(|(name, docker, slots)| {
+            let member = member(docker, slots, &name);
+            (name, member)
+        });
+        Fleet {
+            prefix: format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
+            amqp: self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP")),
+            address: free_address(),
+            coordinator: None,
+            workers: workers.collect(),
+            http: Client::builder().no_proxy().build().expect("no TLS to set up"),
+            runs: std::sync::Mutex::default(),
+            dir,
+        }
+    }
+
+    /// The fleet, every process of it ready.
+    pub async fn start(self) -> Fleet {
+        let mut fleet = self.prepare();
+        fleet.spawn_coordinator();
+        let names: Vec<_> = fleet.workers.keys().cloned().collect();
+        for name in &names {
+            fleet.spawn_worker(name);
+        }
+        fleet.coordinator().says("longshore coordinator: ready").await;
+        for name in &names {
+            fleet.worker(name).says("longshore worker: ready").await;
+        }
+        let count = names.len();
+        fleet.until_workers("every worker", |seen| seen.iter().filter(|worker| worker.alive).count() == count).await;
+        fleet
+    }
+}
+
+/// An address on loopback that nobody listens on: chosen once, so that a process started again has its old one.
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("bound").to_string()
+}

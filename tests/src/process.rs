@@ -1,0 +1,157 @@
+//! One `longshore` process: started, heard, killed.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use crate::services;
+
+/// Ten times what anything here takes on an idle machine: a test that waits longer is stuck.
+pub const PATIENCE: Duration = Duration::from_mins(2);
+
+/// What a future gives, unless it takes longer than [`PATIENCE`].
+pub async fn within_patience<T>(future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(PATIENCE, future).await.ok()
+}
+
+/// A running `longshore`. Dropped, it is killed; what it said is printed if the test panics.
+#[derive(Debug)]
+pub struct Process {
+    what: String,
+    child: Child,
+    said: Arc<Mutex<Vec<String>>>,
+    lines: watch::Receiver<usize>,
+}
+
+impl Process {
+    /// Starts `longshore ARGS`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(what: &str, args: &[String]) -> Self {
+        let mut child = Command::new(binary())
+            .args(args)
+            .env_remove("LONGSHORE_COORDINATOR")
+            .env_remove("LONGSHORE_AMQP")
+            .env("LONGSHORE_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let (heard, lines) = watch::channel(0);
+        let heard = Arc::new(heard);
+        // Both end with the process's streams.
+        hear(child.stdout.take().expect("piped above"), said.clone(), heard.clone());
+        hear(child.stderr.take().expect("piped above"), said.clone(), heard);
+        Self { what: what.to_owned(), child, said, lines }
+    }
+
+    /// Waits until it prints a line with this text, and answers with that line.
+    ///
+    /// # Panics
+    /// If it ends before, or takes longer than [`PATIENCE`].
+    pub async fn says(&mut self, text: &str) -> String {
+        let wait = async {
+            loop {
+                // Marked as seen before the look, so that a line between the two wakes us.
+                self.lines.borrow_and_update();
+                if let Some(line) = self.said().into_iter().find(|line| line.contains(text)) {
+                    return Some(line);
+                }
+                if self.lines.changed().await.is_err() {
+                    return self.said().into_iter().find(|line| line.contains(text));
+                }
+            }
+        };
+        match within_patience(wait).await {
+            Some(Some(line)) => line,
+            Some(None) => panic!("{} ended without saying {text:?}:\n{}", self.what, self.said().join("\n")),
+            None => panic!("{} does not say {text:?}:\n{}", self.what, self.said().join("\n")),
+        }
+    }
+
+    /// Everything it has printed.
+    pub fn said(&self) -> Vec<String> {
+        self.said.lock().expect("no panic while it is held").clone()
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// If it has ended and was waited for.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("still running")
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("a child of ours can be killed");
+    }
+
+    /// SIGTERM, and waits until it has ended by itself.
+    ///
+    /// # Panics
+    /// If it does not, or not with exit code 0.
+    pub async fn terminate(mut self) {
+        let pid = self.pid().to_string();
+        let status = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill is there");
+        assert!(status.success(), "kill -TERM {pid}");
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("{} does not end on SIGTERM", self.what)).expect("a child");
+        assert!(status.success(), "{}: {status}\n{}", self.what, self.said().join("\n"));
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- {} said:\n{}", self.what, self.said().join("\n"));
+        }
+    }
+}
+
+fn hear(
+    stream: impl AsyncRead + Unpin + Send + 'static,
+    said: Arc<Mutex<Vec<String>>>,
+    heard: Arc<watch::Sender<usize>>,
+) {
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(stream).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            said.lock().expect("no panic while it is held").push(line);
+            heard.send_modify(|lines| *lines += 1);
+        }
+    });
+}
+
+/// The binary of this checkout, built now if it is not up to date, with the profile of this test.
+///
+/// # Panics
+/// If it cannot be built.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let test = std::env::current_exe().expect("a running test has a path");
+        // …/target/debug/deps/spine-0123: two up.
+        let profile_dir = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned();
+        let mut build = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.current_dir(services::root()).args(["build", "--quiet", "--locked", "--package", "longshore"]);
+        if profile_dir.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.status().expect("cargo is there");
+        assert!(status.success(), "longshore cannot be built: {status}");
+        profile_dir.join("longshore")
+    })
+}

@@ -1,0 +1,142 @@
+//! What should be (P22): the coordinator's answers, each harmless when it comes twice.
+
+use std::sync::Arc;
+
+use longshore_protocol::broker::{Broker, BrokerError, dead_letter};
+use longshore_protocol::control::{Control, ControlMessage};
+use longshore_protocol::event::Claim;
+use longshore_protocol::{Epoch, SnapshotId, wire};
+use tokio::sync::mpsc;
+
+use crate::attempts::StopReason;
+use crate::blocking::blocking;
+use crate::context::Context;
+use crate::disk::records::AttemptKey;
+use crate::engine::Engine;
+use crate::error::WorkerError;
+use crate::metrics::FENCED;
+use crate::snapshot;
+
+/// Messages are carried out one after the other; the rest of these only saves round trips.
+const PREFETCH: u16 = 16;
+
+/// Removals that wait for the Engine, some tens of bytes each. What does not fit is not removed now and stays in the
+/// heartbeats, where the coordinator sees it: a dead Engine must not hold up an `abandon`.
+const REMOVALS_MAX: usize = 1024;
+
+/// Obeys until the worker has stopped.
+pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, mut highest: Epoch) {
+    let stopped = context.phases.stopped.clone();
+    let queue = context.topology.control(&context.id);
+    let mut consumer = loop {
+        match stopped.run_until_cancelled(context.broker.consume(&queue, PREFETCH)).await {
+            Some(Ok(consumer)) => break consumer,
+            Some(Err(BrokerError::Lost { .. })) => tokio::task::yield_now().await,
+            Some(Err(error)) => return context.fail(error.into()),
+            None => return,
+        }
+    };
+    let (removals, wanted) = mpsc::channel(REMOVALS_MAX);
+    let removing = remove_snapshots(&context, wanted);
+    let obeying = async {
+        while let Some(Some(delivery)) = stopped.run_until_cancelled(consumer.next()).await {
+            match wire::decode::<ControlMessage>(&delivery.body) {
+                Ok(message) => {
+                    if let Err(error) = obey(&context, &mut highest, &removals, message).await {
+                        return context.fail(error);
+                    }
+                    if let Err(error) = delivery.ack().await {
+                        tracing::debug!(%error, "a control message comes again");
+                    }
+                }
+                Err(reason) => {
+                    // P1
+                    if let Err(error) = dead_letter(&context.broker, &context.topology, delivery, &reason).await {
+                        tracing::warn!(%error, "an unreadable control message comes again");
+                    }
+                }
+            }
+        }
+        consumer.cancel().await;
+    };
+    tokio::select! {
+        () = obeying => {}
+        () = removing => {}
+    }
+}
+
+async fn obey<B: Broker, E: Engine>(
+    context: &Arc<Context<B, E>>,
+    highest: &mut Epoch,
+    removals: &mpsc::Sender<SnapshotId>,
+    message: ControlMessage,
+) -> Result<(), WorkerError> {
+    let ControlMessage { epoch, worker, incarnation, control } = message;
+    // P22
+    let stale = if worker != context.id {
+        Some("worker")
+    } else if incarnation != context.incarnation {
+        Some("incarnation")
+    } else if epoch < *highest {
+        Some("epoch")
+    } else {
+        None
+    };
+    if let Some(kind) = stale {
+        metrics::counter!(FENCED, "kind" => kind).increment(1);
+        tracing::debug!(kind, ?control, "a stale control message is ignored");
+        return Ok(());
+    }
+    if epoch > *highest {
+        let disk = Arc::clone(&context.disk);
+        blocking(move || disk.set_epoch(epoch)).await?;
+        *highest = epoch;
+    }
+    match control {
+        Control::Abandon { claim } => abandon(context, removals, &claim).await,
+        Control::Cancel { claim, by } => {
+            // One that is over is left as it is, one that is not here was never accepted or is settled.
+            let _ = context.attempts.stop(AttemptKey::of(&claim), StopReason::Cancelled(by));
+        }
+        Control::Settled { claim } => {
+            let key = AttemptKey::of(&claim);
+            if context.attempts.is_finished(key) {
+                context.attempts.forget(key).await;
+            }
+        }
+        Control::Sync => drop(context.reporter.records().await),
+        Control::Resend { claim, stored } => context.attempts.resend(AttemptKey::of(&claim), stored),
+        Control::RemoveSnapshot { snapshot } => remove_snapshot(removals, snapshot),
+        Control::Refused { reason } => return Err(WorkerError::Refused { reason }),
+    }
+    Ok(())
+}
+
+/// P5, P12: kills it, drops its record, its spool and what it left, and reports nothing.
+async fn abandon<B: Broker, E: Engine>(context: &Context<B, E>, removals: &mpsc::Sender<SnapshotId>, claim: &Claim) {
+    let key = AttemptKey::of(claim);
+    // What is still carried out is dropped by its own task, behind its container.
+    if let Some(finished) = context.attempts.stop(key, StopReason::Abandoned) {
+        context.attempts.forget(key).await;
+        let own = SnapshotId::ephemeral(&context.fence(claim));
+        if finished.snapshot.as_ref() == Some(&own) {
+            remove_snapshot(removals, own);
+        }
+    }
+}
+
+/// Never anything but a snapshot of Longshore's: the reference comes from outside.
+fn remove_snapshot(removals: &mpsc::Sender<SnapshotId>, snapshot: SnapshotId) {
+    if !snapshot.as_str().starts_with("longshore/") {
+        tracing::warn!(%snapshot, "not a snapshot of Longshore's: not removed");
+    } else if let Err(error) = removals.try_send(snapshot) {
+        tracing::warn!(%error, "too many snapshots wait to be removed");
+    }
+}
+
+async fn remove_snapshots<B: Broker, E: Engine>(context: &Context<B, E>, mut wanted: mpsc::Receiver<SnapshotId>) {
+    while let Some(snapshot) = wanted.recv().await {
+        context.engine_back().await;
+        snapshot::remove(context, &snapshot).await;
+    }
+}

@@ -1,0 +1,213 @@
+//! What must survive a crash: who the worker is, the highest epoch, and its attempts with their output.
+//!
+//! ```text
+//! lock              held while the worker lives (P10)
+//! identity.json     its id, and the Engine that the id is bound to
+//! start.json        how often it was started
+//! epoch.json        the highest epoch that it has obeyed (P22)
+//! attempts/X-N.json one record per attempt (P9)
+//! spool/X-N.log     one attempt's output (P14, P16)
+//! ```
+//!
+//! Small files are written beside their place, synced and renamed, so that a crash leaves the old one or
+//! the new one. The spool is appended to; a torn end is cut off by whoever opens it next.
+
+pub(crate) mod records;
+pub(crate) mod spool;
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use longshore_protocol::{EngineId, Epoch, Incarnation, WorkerId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::WorkerError;
+
+/// A worker's state directory, locked for as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    dir: PathBuf,
+    // INVARIANT: locked; the lock goes with the file, also when the process is killed.
+    _lock: File,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Identity {
+    worker: WorkerId,
+    engine: EngineId,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Starts {
+    start: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HighestEpoch {
+    epoch: Epoch,
+}
+
+impl Disk {
+    /// Makes the directory if it is missing, and locks it. P10: one process uses it at a time.
+    pub(crate) fn open(dir: &Path) -> Result<Self, WorkerError> {
+        for part in [dir.to_owned(), dir.join(records::DIR), dir.join(spool::DIR)] {
+            // 0700: output may hold what its readers must not see.
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&part);
+            made.map_err(|source| WorkerError::State { path: part, source })?;
+        }
+        let path = dir.join("lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(|source| WorkerError::State { path: path.clone(), source })?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(WorkerError::Locked { dir: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(WorkerError::State { path, source }),
+        }
+    }
+
+    /// P10: the worker's id, bound to its Engine. A `given` id replaces the one on disk, together with
+    /// the records of it: they were another worker's.
+    pub(crate) fn identity(&self, given: Option<&WorkerId>, engine: &EngineId) -> Result<WorkerId, WorkerError> {
+        let known: Option<Identity> = self.read("identity.json")?;
+        if let Some(known) = &known {
+            if known.engine != *engine {
+                let (bound, found) = (known.engine.clone(), engine.clone());
+                return Err(WorkerError::OtherEngine { dir: self.dir.clone(), bound, found });
+            }
+            if given.is_none_or(|given| *given == known.worker) {
+                return Ok(known.worker.clone());
+            }
+            // Before the new id is written: a crash between the two leaves the old worker without records.
+            self.remove_all_attempts()?;
+        }
+        let made = || format!("w{:016x}", random()).parse().expect("hex digits after a letter are a name");
+        let worker = given.cloned().unwrap_or_else(made);
+        self.write("identity.json", &Identity { worker: worker.clone(), engine: engine.clone() })?;
+        Ok(worker)
+    }
+
+    /// P10: the next start of this disk, on it before anybody hears of it.
+    pub(crate) fn next_incarnation(&self) -> Result<Incarnation, WorkerError> {
+        let last: Option<Starts> = self.read("start.json")?;
+        let start = last.map_or(0, |starts| starts.start) + 1;
+        self.write("start.json", &Starts { start })?;
+        Ok(Incarnation { start, nonce: random() })
+    }
+
+    /// P22: the highest epoch that was obeyed.
+    pub(crate) fn epoch(&self) -> Result<Epoch, WorkerError> {
+        let known: Option<HighestEpoch> = self.read("epoch.json")?;
+        Ok(known.map_or(Epoch(0), |known| known.epoch))
+    }
+
+    /// P22: on disk before it is obeyed.
+    pub(crate) fn set_epoch(&self, epoch: Epoch) -> Result<(), WorkerError> {
+        self.write("epoch.json", &HighestEpoch { epoch })
+    }
+
+    /// The state directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, WorkerError> {
+        let path = self.dir.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(value) => Ok(Some(value)),
+                Err(error) => Err(WorkerError::BadState { path, reason: error.to_string() }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(WorkerError::State { path, source }),
+        }
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), WorkerError> {
+        let bytes = serde_json::to_vec(value).expect("plain structs have no failing serializers");
+        write_whole(&self.dir, name, &bytes).map_err(|source| WorkerError::State { path: self.dir.join(name), source })
+    }
+}
+
+/// 64 random bits: a UUID holds 122 of them, with fixed ones in between.
+fn random() -> u64 {
+    let hash = blake3::hash(Uuid::new_v4().as_bytes());
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(bytes)
+}
+
+/// Ends names that are being written. Whoever opens the directory removes them.
+const UNFINISHED: &str = ".new";
+
+/// Replaces a file: after a crash there is the old one or the new one, and after `Ok` the new one.
+fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let unfinished = dir.join(format!("{name}{UNFINISHED}"));
+    let mut file = File::create(&unfinished)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, dir.join(name))?;
+    // The rename itself is on disk only with its directory.
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(id: &str) -> EngineId {
+        EngineId(id.to_owned())
+    }
+
+    #[test]
+    fn p10_an_id_is_kept_and_bound_to_its_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = Disk::open(dir.path()).unwrap().identity(None, &engine("a")).unwrap();
+        assert_eq!(id.as_str().len(), 17, "{id}");
+        let disk = Disk::open(dir.path()).unwrap();
+        assert_eq!(disk.identity(None, &engine("a")).unwrap(), id);
+        let error = disk.identity(None, &engine("b")).unwrap_err().to_string();
+        assert!(error.contains("belongs to the Engine a") && error.contains("another state directory"), "{error}");
+    }
+
+    #[test]
+    fn p10_a_second_process_is_refused_and_told_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Disk::open(dir.path()).unwrap();
+        let error = Disk::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&dir.path().display().to_string()), "{error}");
+        drop(first);
+        Disk::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn p10_each_start_grows_and_is_random() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        let (first, second) = (disk.next_incarnation().unwrap(), disk.next_incarnation().unwrap());
+        assert_eq!((first.start, second.start), (1, 2));
+        assert_ne!(first.nonce, second.nonce);
+    }
+
+    #[test]
+    fn p22_the_highest_epoch_survives() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Disk::open(dir.path()).unwrap().epoch().unwrap(), Epoch(0));
+        Disk::open(dir.path()).unwrap().set_epoch(Epoch(7)).unwrap();
+        assert_eq!(Disk::open(dir.path()).unwrap().epoch().unwrap(), Epoch(7));
+    }
+
+    #[test]
+    fn a_crash_before_the_rename_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        disk.set_epoch(Epoch(7)).unwrap();
+        fs::write(dir.path().join("epoch.json.new"), b"{\"epo").unwrap();
+        assert_eq!(disk.epoch().unwrap(), Epoch(7));
+        disk.set_epoch(Epoch(8)).unwrap();
+        assert_eq!(disk.epoch().unwrap(), Epoch(8));
+    }
+}

@@ -1,0 +1,221 @@
+//! One attempt's output on disk (P16): lines, each in a frame of its own, appended and never changed.
+//!
+//! A frame is `length u32, check u32, payload`, little-endian; the payload is `stream u8, ending u8, offset u64,
+//! at_ms u64, data`. The check is the start of the payload's blake3 hash: a frame that a crash tore is known
+//! by it and cut off.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use longshore_protocol::output::{Ending, LINE_BYTES_MAX, Line, LineData, Offsets, Stream};
+
+/// Below the state directory.
+pub(crate) const DIR: &str = "spool";
+
+const HEADER_BYTES: usize = 8;
+const META_BYTES: usize = 18;
+const FRAME_BYTES_MAX: usize = HEADER_BYTES + META_BYTES + LINE_BYTES_MAX;
+
+/// How much is read at once: some messages' worth, and more than the largest frame, so that every read advances.
+pub(crate) const READ_BYTES: usize = 512 * 1024;
+const _: () = assert!(READ_BYTES > FRAME_BYTES_MAX);
+
+/// Appends a line's frame to `out`.
+pub(crate) fn encode(line: &Line, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    out.push(match line.stream {
+        Stream::Stdout => 1,
+        Stream::Stderr => 2,
+    });
+    out.push(match line.ending {
+        Ending::Newline => 1,
+        Ending::Split => 2,
+        Ending::Eof => 3,
+    });
+    out.extend_from_slice(&line.offset.to_le_bytes());
+    out.extend_from_slice(&line.at_ms.to_le_bytes());
+    out.extend_from_slice(&line.data.0);
+    let length = u32::try_from(out.len() - start - HEADER_BYTES).expect("INVARIANT: a line has LINE_BYTES_MAX at most");
+    let check = check(&out[start + HEADER_BYTES..]);
+    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    out[start + 4..start + HEADER_BYTES].copy_from_slice(&check);
+}
+
+fn check(payload: &[u8]) -> [u8; 4] {
+    let hash = blake3::hash(payload);
+    let [a, b, c, d, ..] = *hash.as_bytes();
+    [a, b, c, d]
+}
+
+/// Lines that were read, and where the next one starts.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    /// In order.
+    pub(crate) lines: Vec<Line>,
+    /// Behind the last whole frame.
+    pub(crate) next: u64,
+    /// Whether something that is no frame stands there, not merely the end.
+    pub(crate) torn: bool,
+}
+
+/// Reads whole frames from position `from` on, at most [`READ_BYTES`] and not beyond `to`.
+pub(crate) fn read(file: &File, from: u64, to: u64) -> io::Result<Chunk> {
+    let wanted = usize::try_from(to.saturating_sub(from)).unwrap_or(READ_BYTES).min(READ_BYTES);
+    let mut bytes = vec![0; wanted];
+    let mut filled = 0;
+    while filled < wanted {
+        match file.read_at(&mut bytes[filled..], from + filled as u64)? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    let mut rest = &bytes[..filled];
+    let mut chunk = Chunk { next: from, ..Chunk::default() };
+    while !rest.is_empty() {
+        match decode(rest) {
+            Decoded::Line(line, length) => {
+                chunk.lines.push(line);
+                chunk.next += length as u64;
+                rest = &rest[length..];
+            }
+            Decoded::Torn => {
+                chunk.torn = true;
+                break;
+            }
+            Decoded::Short => break,
+        }
+    }
+    // Every whole read holds a whole frame: one that holds none ends in half of one.
+    chunk.torn |= chunk.lines.is_empty() && filled > 0;
+    Ok(chunk)
+}
+
+enum Decoded {
+    Line(Line, usize),
+    Short,
+    Torn,
+}
+
+fn decode(bytes: &[u8]) -> Decoded {
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Decoded::Short };
+    let [a, b, c, d, expected @ ..] = *header;
+    let Ok(length) = usize::try_from(u32::from_le_bytes([a, b, c, d])) else { return Decoded::Torn };
+    if !(META_BYTES..=META_BYTES + LINE_BYTES_MAX).contains(&length) {
+        return Decoded::Torn;
+    }
+    let Some(payload) = rest.get(..length) else { return Decoded::Short };
+    if check(payload) != expected {
+        return Decoded::Torn;
+    }
+    let stream = match payload[0] {
+        1 => Stream::Stdout,
+        2 => Stream::Stderr,
+        _ => return Decoded::Torn,
+    };
+    let ending = match payload[1] {
+        1 => Ending::Newline,
+        2 => Ending::Split,
+        3 => Ending::Eof,
+        _ => return Decoded::Torn,
+    };
+    let number = |at: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&payload[at..at + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    let data = LineData(payload[META_BYTES..].to_vec());
+    Decoded::Line(Line { stream, offset: number(2), at_ms: number(10), ending, data }, HEADER_BYTES + length)
+}
+
+/// Cuts off what a crash tore, and says how many bytes of frames are left and how far each stream goes.
+pub(crate) fn recover(path: &Path) -> io::Result<(u64, Offsets)> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    let length = file.metadata()?.len();
+    let (mut position, mut offsets) = (0, Offsets::default());
+    while position < length {
+        let chunk = read(&file, position, length)?;
+        for line in &chunk.lines {
+            *offsets.of_mut(line.stream) = line.end();
+        }
+        position = chunk.next;
+        if chunk.torn {
+            file.set_len(position)?;
+            file.sync_all()?;
+            break;
+        }
+    }
+    Ok((position, offsets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(offset: u64, data: &[u8]) -> Line {
+        let data = LineData(data.to_vec());
+        Line { stream: Stream::Stdout, offset, at_ms: 9, ending: Ending::Newline, data }
+    }
+
+    fn spool(lines: &[Line]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for line in lines {
+            encode(line, &mut bytes);
+        }
+        bytes
+    }
+
+    #[test]
+    fn p16_a_tail_torn_anywhere_is_cut_and_the_rest_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let lines = [line(0, b"one"), line(4, b"\xff\0"), line(7, b"three")];
+        let bytes = spool(&lines);
+        let ends: Vec<usize> = (0..=3).map(|n| spool(&lines[..n]).len()).collect();
+        for cut in 0..=bytes.len() {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            let whole = ends.iter().rposition(|end| *end <= cut).unwrap();
+            let (length, offsets) = recover(&path).unwrap();
+            assert_eq!(length, ends[whole] as u64, "cut at {cut}");
+            assert_eq!(offsets.stdout, lines[..whole].last().map_or(0, Line::end));
+            let chunk = read(&File::open(&path).unwrap(), 0, length).unwrap();
+            assert_eq!(chunk.lines, lines[..whole]);
+        }
+    }
+
+    #[test]
+    fn p16_a_changed_byte_is_not_taken_for_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let lines = [line(0, b"one"), line(4, b"two")];
+        let second = spool(&lines[..1]).len();
+        for at in second..spool(&lines).len() {
+            let mut bytes = spool(&lines);
+            bytes[at] ^= 0x40;
+            std::fs::write(&path, &bytes).unwrap();
+            assert_eq!(recover(&path).unwrap().0, second as u64, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn p14_a_long_spool_is_read_in_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let lines: Vec<Line> =
+            (0..40).map(|n| line(n * (LINE_BYTES_MAX as u64 + 1), &vec![b'x'; LINE_BYTES_MAX])).collect();
+        let bytes = spool(&lines);
+        std::fs::write(&path, &bytes).unwrap();
+        let file = File::open(&path).unwrap();
+        let (mut position, mut seen) = (0, Vec::new());
+        while position < bytes.len() as u64 {
+            let chunk = read(&file, position, bytes.len() as u64).unwrap();
+            assert!(!chunk.torn && chunk.next > position);
+            position = chunk.next;
+            seen.extend(chunk.lines);
+        }
+        assert_eq!(seen, lines);
+        assert_eq!(recover(&path).unwrap().1.stdout, 40 * (LINE_BYTES_MAX as u64 + 1));
+    }
+}

@@ -1,0 +1,227 @@
+//! Snapshots: images named `longshore/…`, committed from containers in which nothing runs.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use bollard::models::{ContainerConfig, ImageConfig};
+use bollard::query_parameters::{
+    CommitContainerOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
+};
+use longshore_protocol::SnapshotId;
+
+use super::super::{Committed, ContainerName, EngineError};
+use super::{DockerEngine, QUESTION};
+
+/// About 6 ms a MB and 50 ms, measured: ten minutes are some hundred GB, and a disk that is slower than that
+/// shall not hold a slot for longer.
+const COMMIT: Duration = Duration::from_mins(10);
+
+/// Removing an image removes its layers from the disk.
+const REMOVE: Duration = Duration::from_mins(2);
+
+/// The name of a snapshot that was removed while a container still used it: it hides it from everybody, and
+/// says that the last container's end is the image's as well. No snapshot can be called so.
+const LEFTOVER: &str = "longshore-removed";
+
+/// What the Engine gives a process whose image sets no PATH.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+pub(super) async fn commit(
+    engine: &DockerEngine,
+    container: &ContainerName,
+    snapshot: &SnapshotId,
+) -> Result<Committed, EngineError> {
+    let refused = |status, reason: String| EngineError::Refused { operation: "commit", status, reason };
+    let inspected = engine.inspect(container).await?;
+    if inspected.state.and_then(|state| state.running) == Some(true) {
+        return Err(refused(400, format!("{container} still runs")));
+    }
+    let parent_id = inspected.image.unwrap_or_default();
+    let parent = engine.inspect_image(&parent_id).await?.ok_or_else(|| EngineError::NoImage {
+        reference: parent_id.clone(),
+        reason: format!("the image of {container} is gone"),
+    })?;
+    let (repository, tag) =
+        snapshot.as_str().rsplit_once(':').ok_or_else(|| refused(400, format!("{snapshot} is no snapshot's name")))?;
+    let replaced = engine.inspect_image(snapshot.as_str()).await?.and_then(|image| image.id);
+
+    let config = put_back(parent.config.unwrap_or_default(), &inspected.config.unwrap_or_default());
+    // Nothing runs in it: there is nothing to pause.
+    let options = CommitContainerOptionsBuilder::new().container(container.as_str()).repo(repository).tag(tag);
+    let options = options.pause(false).build();
+    let permit = engine.shared.gates.commits.acquire().await.expect("INVARIANT: no gate is ever closed");
+    let call = engine.client().commit_container(options, config);
+    let made = engine.limited("commit", COMMIT, call).await.map_err(|error| super::errors::gone(error, container))?;
+    drop(permit);
+
+    if let Some(replaced) = replaced.filter(|replaced| *replaced != made.id) {
+        // The name went over to the new image; without one, nobody would ever remove the old.
+        if let Err(error) = remove_if_unnamed(engine, &replaced).await {
+            tracing::warn!(%snapshot, image = replaced, %error, "the snapshot that was replaced is still here");
+        }
+    }
+    let size = engine.inspect_image(&made.id).await.ok().flatten().and_then(|image| image.size);
+    let bytes = size.zip(parent.size).map(|(all, before)| u64::try_from(all - before).unwrap_or(0));
+    Ok(Committed { bytes })
+}
+
+/// The configuration with which a commit gives back the image's own.
+///
+/// The Engine merges what is sent with what the *container* was created with: an empty field takes the
+/// container's, and maps and environments are united. So every field says what it must become.
+fn put_back(image: ImageConfig, container: &ContainerConfig) -> ContainerConfig {
+    let own = |image: Option<String>, container: Option<&String>, neutral: &str| {
+        let image = image.filter(|value| !value.is_empty());
+        // "None" cannot be sent where the container has one: what has the same effect stands for it.
+        image.or_else(|| container.filter(|value| !value.is_empty()).map(|_| neutral.to_owned()))
+    };
+    ContainerConfig {
+        user: own(image.user, container.user.as_ref(), "0"),
+        working_dir: own(image.working_dir, container.working_dir.as_ref(), "/"),
+        env: Some(environment(image.env.unwrap_or_default(), container.env.as_deref().unwrap_or_default())),
+        // An empty list stays empty; none at all would take the container's, which is the step's command.
+        entrypoint: Some(image.entrypoint.unwrap_or_default()),
+        cmd: image.cmd,
+        healthcheck: image.healthcheck,
+        exposed_ports: image.exposed_ports,
+        volumes: image.volumes,
+        labels: image.labels,
+        on_build: image.on_build,
+        shell: image.shell,
+        stop_signal: image.stop_signal,
+        ..Default::default()
+    }
+}
+
+/// The image's environment, and every name that the step added *without a value*: this keeps the merge from
+/// adding name and value, and means "not set" to every Engine that starts a container of it.
+fn environment(image: Vec<String>, container: &[String]) -> Vec<String> {
+    let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let known: HashSet<String> = image.iter().map(|entry| name_of(entry)).collect();
+    let added = container.iter().map(|entry| name_of(entry)).filter(|name| !known.contains(name));
+    // Not setting PATH would take the Engine's default from the next step too.
+    let added = added.map(|name| if name == "PATH" { DEFAULT_PATH.to_owned() } else { name });
+    let added: Vec<String> = added.collect();
+    image.into_iter().chain(added).collect()
+}
+
+pub(super) async fn list(engine: &DockerEngine) -> Result<Vec<SnapshotId>, EngineError> {
+    let filters = HashMap::from([("reference", vec!["longshore/*"])]);
+    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    let mut found = engine.limited("list images", QUESTION, engine.client().list_images(Some(options))).await?;
+    found.sort_by_key(|image| std::cmp::Reverse(image.created));
+    let tags = found.into_iter().flat_map(|image| image.repo_tags);
+    Ok(tags.filter(|tag| is_snapshot(tag)).map(SnapshotId).collect())
+}
+
+/// Whether a name has one of the forms of [`SnapshotId`]: `longshore/cache:<hash>`, or `longshore/<owner>:<execution>-
+/// <attempt>`. What somebody else called `longshore/…` is not ours to report or remove.
+fn is_snapshot(tag: &str) -> bool {
+    let Some((repository, version)) = tag.strip_prefix("longshore/").and_then(|rest| rest.rsplit_once(':')) else {
+        return false;
+    };
+    let is_hex = |text: &str, len| text.len() == len && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let ephemeral = version.split_once('-').is_some_and(|(id, n)| is_hex(id, 32) && n.parse::<u32>().is_ok());
+    !repository.contains('/') && (ephemeral || repository == "cache" && is_hex(version, 40))
+}
+
+/// Removes the name, and the image with it unless something still needs that.
+pub(super) async fn remove(engine: &DockerEngine, snapshot: &SnapshotId) -> Result<(), EngineError> {
+    match remove_image(engine, snapshot.as_str()).await {
+        Ok(_) => return remove_leftovers(engine).await,
+        Err(EngineError::Refused { status: 409, .. }) => {} // a container uses it
+        Err(error) => return Err(error),
+    }
+    let Some(id) = engine.inspect_image(snapshot.as_str()).await?.and_then(|image| image.id) else { return Ok(()) };
+    let leftover = leftover_tag(&id);
+    let options = TagImageOptionsBuilder::new().repo(LEFTOVER).tag(&leftover).build();
+    match engine.limited("tag", QUESTION, engine.client().tag_image(&id, Some(options))).await {
+        // Gone between the two calls: the container has ended.
+        Ok(()) | Err(EngineError::Refused { status: 404, .. }) => {}
+        Err(error) => return Err(error),
+    }
+    // Now it is one name of two, which the Engine gives up without asking who uses the image.
+    remove_image(engine, snapshot.as_str()).await?;
+    // The container may have ended before the other name was there to be found.
+    remove_leftovers(engine).await
+}
+
+/// Removes the removed snapshots that nothing needs any more. Called when a container or a snapshot has gone: either
+/// may have been the last that needed one, and so may one whose worker died before it came here.
+pub(super) async fn remove_leftovers(engine: &DockerEngine) -> Result<(), EngineError> {
+    let filters = HashMap::from([("reference", vec![LEFTOVER])]);
+    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+    let found = engine.limited("list images", QUESTION, engine.client().list_images(Some(options))).await?;
+    for name in found.into_iter().flat_map(|image| image.repo_tags) {
+        match remove_image(engine, &name).await {
+            Ok(_) | Err(EngineError::Refused { status: 409, .. }) => {} // 409: still in use
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn leftover_tag(image_id: &str) -> String {
+    image_id.trim_start_matches("sha256:").to_owned()
+}
+
+async fn remove_if_unnamed(engine: &DockerEngine, image_id: &str) -> Result<(), EngineError> {
+    let Some(image) = engine.inspect_image(image_id).await? else { return Ok(()) };
+    if image.repo_tags.is_some_and(|tags| !tags.is_empty()) {
+        return Ok(());
+    }
+    match remove_image(engine, image_id).await {
+        Err(EngineError::Refused { status: 409, .. }) => {
+            // In use: named so that its last container's end finds it.
+            let options = TagImageOptionsBuilder::new().repo(LEFTOVER).tag(&leftover_tag(image_id)).build();
+            engine.limited("tag", QUESTION, engine.client().tag_image(image_id, Some(options))).await
+        }
+        other => other.map(drop),
+    }
+}
+
+/// Whether there was one. Parents without a name go with it.
+async fn remove_image(engine: &DockerEngine, reference: &str) -> Result<bool, EngineError> {
+    let options = RemoveImageOptionsBuilder::new().force(false).noprune(false).build();
+    match engine.limited("remove image", REMOVE, engine.client().remove_image(reference, Some(options), None)).await {
+        Ok(_) => Ok(true),
+        Err(EngineError::Refused { status: 404, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_step_set_is_named_without_its_value() {
+        let image = vec!["PATH=/usr/bin".to_owned(), "A=1".to_owned()];
+        let step = ["PATH=/evil".to_owned(), "A=2".to_owned(), "TOKEN=secret".to_owned()];
+        assert_eq!(environment(image.clone(), &step), ["PATH=/usr/bin", "A=1", "TOKEN"]);
+        assert_eq!(environment(Vec::new(), &["PATH=/x".to_owned()]), [DEFAULT_PATH]);
+        // A second commit in a chain changes nothing more.
+        assert_eq!(environment(vec!["TOKEN".to_owned()], &["TOKEN=again".to_owned()]), ["TOKEN"]);
+    }
+
+    #[test]
+    fn only_names_of_our_form_are_snapshots() {
+        let cached = SnapshotId::cached("default", "key");
+        let ephemeral = format!("longshore/w-1:{}-12", "0a".repeat(16));
+        assert!(is_snapshot(cached.as_str()) && is_snapshot(&ephemeral));
+        for other in ["longshore/base:bookworm", "longshore/w-1:latest", "alpine:latest", "longshore/cache:v1"] {
+            assert!(!is_snapshot(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_the_image_has_not_is_sent_as_its_equal() {
+        let container =
+            ContainerConfig { user: Some("me".into()), working_dir: Some("/w".into()), ..Default::default() };
+        let sent = put_back(ImageConfig::default(), &container);
+        assert_eq!((sent.user.as_deref(), sent.working_dir.as_deref()), (Some("0"), Some("/")));
+        assert_eq!((sent.entrypoint, sent.cmd), (Some(Vec::new()), None));
+        let sent = put_back(ImageConfig::default(), &ContainerConfig::default());
+        assert_eq!((sent.user, sent.working_dir), (None, None));
+    }
+}

@@ -1,0 +1,221 @@
+//! A worker from its start to its end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_protocol::broker::{Broker, BrokerError};
+use longshore_protocol::event::{AttemptRecord, Event, Hello, Phase};
+use longshore_protocol::{Epoch, Incarnation, WorkerId};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::attempts::StopReason;
+use crate::blobs::Blobs;
+use crate::blocking::blocking;
+use crate::config::Config;
+use crate::context::{Context, Parts};
+use crate::disk::records::AttemptKey;
+use crate::disk::{Disk, spool};
+use crate::engine::Engine;
+use crate::error::WorkerError;
+use crate::metrics::SPOOL_BYTES;
+use crate::report::Reports;
+use crate::{claim, control, heartbeat, http, metrics, probe, pump, report, sweep};
+
+/// How long a stopping worker goes on sending what it knows. The rest is on its disk, for its next incarnation.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// The broker's own backoff paces reconnection; this only keeps a failing declare from spinning.
+const DECLARE_WAIT: Duration = Duration::from_secs(1);
+
+/// One process beside one Engine (see the [crate's page](crate)).
+pub struct Worker<B, E> {
+    context: Arc<Context<B, E>>,
+    reports: Reports,
+    epoch: Epoch,
+    /// P10: ended and not settled when the last incarnation stopped.
+    left: Vec<AttemptRecord>,
+    listener: Option<TcpListener>,
+}
+
+impl<B, E> fmt::Debug for Worker<B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Context { id, incarnation, .. } = &*self.context;
+        f.debug_struct("Worker").field("id", id).field("incarnation", incarnation).finish_non_exhaustive()
+    }
+}
+
+impl<B: Broker, E: Engine> Worker<B, E> {
+    /// Locks the state directory, binds the worker's id to the Engine's, and begins an incarnation (P10). Nothing is
+    /// sent yet. Needs the Engine, does not need the broker.
+    pub async fn open(config: Config, broker: B, engine: E) -> Result<Self, WorkerError> {
+        if config.slots == 0 {
+            return Err(WorkerError::NoSlots);
+        }
+        let dir = config.state_dir.clone();
+        let disk = blocking(move || Disk::open(&dir)).await?;
+        let info = engine.info().await?;
+        let (given, engine_id) = (config.worker_id.clone(), info.id.clone());
+        let (disk, id, incarnation, epoch, left) = blocking(move || {
+            let id = disk.identity(given.as_ref(), &engine_id)?;
+            let incarnation = disk.next_incarnation()?;
+            let (epoch, left) = (disk.epoch()?, disk.take_over()?);
+            Ok::<_, WorkerError>((Arc::new(disk), id, incarnation, epoch, left))
+        })
+        .await?;
+        let listener = match config.metrics_listen {
+            Some(address) => {
+                let listener = TcpListener::bind(address).await;
+                Some(listener.map_err(|source| WorkerError::Listen { address, source })?)
+            }
+            None => None,
+        };
+        let blobs = Blobs::new(config.blobs.clone())?;
+        let (reporter, reports) = report::queue(config.slots);
+        let engine_id = info.id;
+        let parts = Parts { config, id, incarnation, engine_id, broker, engine, disk, reporter, blobs };
+        Ok(Self { context: Arc::new(Context::new(parts)), reports, epoch, left, listener })
+    }
+
+    /// Its id: given, or kept in the state directory.
+    pub fn id(&self) -> &WorkerId {
+        &self.context.id
+    }
+
+    /// This start of it.
+    pub fn incarnation(&self) -> Incarnation {
+        self.context.incarnation
+    }
+
+    /// Where the health page is served: the port that was chosen, where 0 was asked for.
+    pub fn listens_on(&self) -> Option<std::net::SocketAddr> {
+        self.listener.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Carries out jobs until `shutdown`, or until it must not go on. What runs then is stopped, removed and reported
+    /// as `infra`; what cannot be sent any more is on the disk.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
+        let Self { context, reports, epoch, left, listener } = self;
+        metrics::start(context.config.slots);
+        tracing::info!(worker = %context.id, incarnation = %context.incarnation, engine = %context.engine_id, "starts");
+        let tasks = TaskTracker::new();
+        if let Some(listener) = listener {
+            tasks.spawn(http::serve(Arc::clone(&context), listener));
+        }
+        let stopping = context.phases.stopping.clone();
+        let forwarder = context.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = shutdown.cancelled() => forwarder.phases.stopping.cancel(),
+                () = forwarder.phases.stopping.cancelled() => {}
+            }
+        });
+        if stopping.run_until_cancelled(begin(&context, &tasks, reports, left, epoch)).await.is_some() {
+            let claimer = tasks.spawn(claim::run(Arc::clone(&context)));
+            stopping.cancelled().await;
+            if let Err(panic) = claimer.await {
+                tracing::error!(%panic, "the claimer ended badly");
+            }
+        }
+        end(&context, &tasks).await;
+        context.take_failure().map_or(Ok(()), Err)
+    }
+}
+
+/// P10: queues, then the sweep, then `hello` before anything else is said.
+async fn begin<B: Broker, E: Engine>(
+    context: &Arc<Context<B, E>>,
+    tasks: &TaskTracker,
+    reports: Reports,
+    left: Vec<AttemptRecord>,
+    epoch: Epoch,
+) {
+    if let Err(error) = declare(context).await {
+        return context.fail(error.into());
+    }
+    sweep::sweep(context).await;
+    probe::list_snapshots(context).await;
+    let mut adopted = Vec::new();
+    for record in left {
+        adopted.push((record.clone(), adopt(context, record).await));
+    }
+    context.pumps.spawn(report::run(Arc::clone(context), reports));
+    let hello = context.reporter.send(Event::Hello(hello(context))).await;
+    for (record, attempt) in adopted {
+        if let Phase::Finished(finished) = record.phase {
+            // Under this incarnation's numbers (P10).
+            drop(context.reporter.send(Event::Finished(*finished)).await);
+        }
+        context.pumps.spawn(pump::run(Arc::clone(context), attempt));
+    }
+    // The answer to `hello` may be that this incarnation is refused.
+    tasks.spawn(control::run(Arc::clone(context), epoch));
+    let disk_free = watch::Sender::new(None);
+    let seen = disk_free.subscribe();
+    tasks.spawn(probe::run(Arc::clone(context), disk_free));
+    if hello.await.is_ok() {
+        tasks.spawn(heartbeat::run(Arc::clone(context), seen));
+    }
+}
+
+async fn declare<B: Broker, E: Engine>(context: &Context<B, E>) -> Result<(), BrokerError> {
+    let queues = context.topology.of_worker(&context.id, &context.config.pool);
+    loop {
+        match context.broker.declare(&queues).await {
+            Err(BrokerError::Lost { reason }) => tracing::info!(reason, "the queues are declared again"),
+            answer => return answer,
+        }
+        tokio::time::sleep(DECLARE_WAIT).await;
+    }
+}
+
+/// Takes over an attempt that ended; its output is sent again as far as it is there.
+async fn adopt<B: Broker, E: Engine>(context: &Context<B, E>, record: AttemptRecord) -> crate::attempts::Handle {
+    let path = context.disk.spool_path(AttemptKey::of(&record.claim));
+    let recovered = blocking(move || spool::recover(&path)).await;
+    let (bytes, offsets) = recovered.unwrap_or_else(|error| {
+        tracing::error!(%error, "a spool cannot be read; its output is lost");
+        Default::default()
+    });
+    if let Phase::Finished(finished) = &record.phase
+        && finished.output != offsets
+    {
+        tracing::warn!(?offsets, expected = ?finished.output, "a spool is shorter than its output was");
+    }
+    ::metrics::gauge!(SPOOL_BYTES).increment(bytes as f64);
+    context.attempts.adopt(record, bytes)
+}
+
+fn hello<B: Broker, E: Engine>(context: &Context<B, E>) -> Hello {
+    // For people: one that cannot be read is no reason not to work.
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    Hello {
+        engine: context.engine_id.clone(),
+        pool: context.config.pool.clone(),
+        slots: context.config.slots,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        host,
+        records: context.attempts.records(),
+    }
+}
+
+/// Stops what runs, says so, and waits for every task.
+async fn end<B: Broker, E: Engine>(context: &Context<B, E>, tasks: &TaskTracker) {
+    context.attempts.stop_all(&StopReason::Shutdown);
+    context.jobs.close();
+    context.jobs.wait().await;
+    // Nobody has news any more: what is queued and spooled is sent, if the broker is there.
+    context.phases.draining.cancel();
+    context.pumps.close();
+    if timeout(FLUSH_MAX, context.pumps.wait()).await.is_err() {
+        tracing::info!("not everything could be sent; it is on the disk for the next start");
+    }
+    context.phases.stopped.cancel();
+    context.pumps.wait().await;
+    tasks.close();
+    tasks.wait().await;
+}

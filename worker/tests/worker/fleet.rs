@@ -1,0 +1,372 @@
+//! The other side: a coordinator that does what the test says, and workers that may crash.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use longshore_protocol::broker::memory::MemoryBroker;
+use longshore_protocol::broker::{Broker as _, Consumer, Delivery, Outgoing};
+use longshore_protocol::control::{Control, ControlMessage};
+use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello};
+use longshore_protocol::heartbeat::{Heartbeat, HeartbeatMessage};
+use longshore_protocol::job::{Base, Command, Job, Keep, Network, Resources, StepSpec};
+use longshore_protocol::output::{Ending, Offsets, OutputMessage, Stream};
+use longshore_protocol::topology::{Queue, Topology};
+use longshore_protocol::{
+    Attempt, Epoch, ExecutionId, Fence, Incarnation, PoolName, RunId, Shard, StepName, WorkerId, wire,
+};
+use longshore_worker::engine::fake::FakeEngine;
+use longshore_worker::{BlobSource, Config, Worker, WorkerError};
+use serde::de::DeserializeOwned;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::tap::Tap;
+
+/// Only a test that fails waits so long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Fleet {
+    pub(crate) broker: MemoryBroker,
+    pub(crate) engine: FakeEngine,
+    pub(crate) topology: Topology,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) epoch: Epoch,
+    pub(crate) slots: u32,
+    pub(crate) spool_bytes_max: u64,
+    pub(crate) run: RunId,
+    /// The last event that was read: who sent it, and its number.
+    seen: Option<(Incarnation, u64)>,
+    events: Consumer,
+    heartbeats: Consumer,
+    output: Consumer,
+}
+
+impl Fleet {
+    pub(crate) async fn new() -> Self {
+        let broker = MemoryBroker::new();
+        let topology = Topology::new("test", LEASE);
+        broker.declare(&topology.of_coordinator(Shard(0))).await.unwrap();
+        let pool = topology.pool_jobs(Shard(0), &PoolName::default());
+        broker.declare(&[pool]).await.unwrap();
+        let events = broker.consume(&topology.events(Shard(0)), 1000).await.unwrap();
+        let heartbeats = broker.consume(&topology.heartbeats(Shard(0)), 1000).await.unwrap();
+        let output = broker.consume(&topology.output(Shard(0)), 1000).await.unwrap();
+        Self {
+            broker,
+            engine: FakeEngine::default(),
+            topology,
+            dir: tempfile::tempdir().unwrap(),
+            epoch: Epoch(1),
+            slots: 1,
+            spool_bytes_max: 1 << 30,
+            run: RunId::new(),
+            seen: None,
+            events,
+            heartbeats,
+            output,
+        }
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let blobs = BlobSource::Dir(self.blobs());
+        Config {
+            slots: self.slots,
+            lease: LEASE,
+            heartbeat: Duration::from_millis(20),
+            spool_bytes_max: self.spool_bytes_max,
+            ..Config::new("test", self.state(), blobs)
+        }
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.dir.path().join("blobs")
+    }
+
+    /// A worker, before its hello was read.
+    pub(crate) async fn start(&self) -> Process {
+        self.start_with(self.config()).await.unwrap()
+    }
+
+    pub(crate) async fn start_with(&self, config: Config) -> Result<Process, WorkerError> {
+        Process::start(config, Tap::new(self.broker.another()), self.engine.clone()).await
+    }
+
+    /// A worker that has said hello, and what it said.
+    pub(crate) async fn started(&mut self) -> (Process, Hello) {
+        let worker = self.start().await;
+        let message = self.message().await;
+        assert_eq!((&message.worker, message.incarnation), (&worker.id, worker.incarnation));
+        match message {
+            EventMessage { number: 1, event: Event::Hello(hello), .. } => (worker, hello),
+            other => panic!("P10: hello comes first, not {other:?}"),
+        }
+    }
+
+    pub(crate) fn job(&self, step: &str, script: &str) -> Job {
+        let step = StepName::from(step);
+        Job {
+            run: self.run,
+            execution: ExecutionId::of_step(self.run, &step),
+            step,
+            attempt: Attempt::FIRST,
+            shard: Shard(0),
+            epoch: self.epoch,
+            tenant: "default".to_owned(),
+            spec: StepSpec {
+                command: Command::Script { script: script.to_owned(), shell: vec!["/bin/sh".into(), "-e".into()] },
+                env: [("A".to_owned(), "from the spec".to_owned())].into(),
+                workdir: None,
+                user: None,
+                sources: Vec::new(),
+                timeout_ms: 60_000,
+                grace_ms: 0,
+                resources: Resources::default(),
+                network: Network::None,
+                pool: PoolName::default(),
+            },
+            base: Base::Image { reference: "base".to_owned() },
+            keep: Keep::Nothing,
+            dispatched_at_ms: 0,
+        }
+    }
+
+    pub(crate) fn pool_queue(&self) -> Queue {
+        self.topology.pool_jobs(Shard(0), &PoolName::default())
+    }
+
+    pub(crate) async fn dispatch(&self, job: &Job) {
+        self.publish(&self.pool_queue(), wire::encode(job)).await;
+    }
+
+    pub(crate) async fn publish(&self, queue: &Queue, body: Vec<u8>) {
+        self.broker.publish(vec![Outgoing::new(queue.address(), body)]).await.unwrap();
+    }
+
+    pub(crate) async fn control(&self, worker: &Process, control: Control) {
+        self.control_as(self.epoch, worker.incarnation, worker, control).await;
+    }
+
+    pub(crate) async fn control_as(&self, epoch: Epoch, incarnation: Incarnation, worker: &Process, control: Control) {
+        let message = ControlMessage { epoch, worker: worker.id.clone(), incarnation, control };
+        self.publish(&self.topology.control(&worker.id), wire::encode(&message)).await;
+    }
+
+    pub(crate) async fn message(&mut self) -> EventMessage {
+        let message: EventMessage = next(&mut self.events, "event").await;
+        self.seen = Some((message.incarnation, message.number));
+        message
+    }
+
+    /// The next one that is not of a kind that the test passes over.
+    pub(crate) async fn event(&mut self) -> Event {
+        self.message().await.event
+    }
+
+    pub(crate) async fn accepted(&mut self) -> Claim {
+        match self.event().await {
+            Event::Accepted(claim) => claim,
+            other => panic!("accepted was expected, not {other:?}"),
+        }
+    }
+
+    pub(crate) async fn finished(&mut self) -> Finished {
+        loop {
+            match self.event().await {
+                Event::Finished(finished) => return finished,
+                Event::Accepted(_) | Event::Started(_) => {}
+                other => panic!("finished was expected, not {other:?}"),
+            }
+        }
+    }
+
+    /// Dispatches a job and answers how it ended.
+    pub(crate) async fn carry_out(&mut self, job: &Job) -> Finished {
+        self.dispatch(job).await;
+        let finished = self.finished().await;
+        assert_eq!(finished.claim, claim(job));
+        finished
+    }
+
+    pub(crate) async fn heartbeat(&mut self) -> Heartbeat {
+        match next(&mut self.heartbeats, "heartbeat").await {
+            HeartbeatMessage::Heartbeat(heartbeat) => heartbeat,
+            HeartbeatMessage::Tick { .. } => panic!("nobody ticks here"),
+        }
+    }
+
+    pub(crate) async fn heartbeat_where(&mut self, wanted: impl Fn(&Heartbeat) -> bool) -> Heartbeat {
+        let search = async {
+            loop {
+                let heartbeat = self.heartbeat().await;
+                // P7: one from before what was read last says nothing about it.
+                let is_new = self.seen.is_none_or(|(incarnation, number)| {
+                    heartbeat.incarnation == incarnation && heartbeat.last_event >= number
+                });
+                if is_new && wanted(&heartbeat) {
+                    return heartbeat;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, search).await.expect("no such heartbeat came")
+    }
+
+    /// Waits until a worker holds nothing any more.
+    pub(crate) async fn holds_nothing(&mut self, worker: &Process) {
+        let incarnation = worker.incarnation;
+        self.heartbeat_where(|hb| hb.incarnation == incarnation && hb.attempts.is_empty()).await;
+    }
+
+    pub(crate) async fn output(&mut self) -> OutputMessage {
+        next(&mut self.output, "output").await
+    }
+
+    /// An attempt's log from some offsets on, up to its final ones: put together by offset.
+    pub(crate) async fn log(&mut self, claim: &Claim, from: Offsets, to: Offsets) -> Log {
+        let mut log = Log { end: from, ..Log::default() };
+        while log.end != to {
+            let message = self.output().await;
+            assert_eq!(message.claim, *claim);
+            for line in message.lines {
+                let (end, bytes) = (line.end(), log.bytes.entry(line.stream).or_default());
+                let known = log.end.of_mut(line.stream);
+                if end <= *known {
+                    continue;
+                }
+                assert_eq!(line.offset, *known, "P14: contiguous per stream");
+                *known = end;
+                bytes.extend(&line.data.0);
+                if line.ending == Ending::Newline {
+                    bytes.push(b'\n');
+                }
+            }
+        }
+        log
+    }
+
+    pub(crate) async fn containers(&self) -> Vec<String> {
+        use longshore_worker::engine::Engine as _;
+        self.engine.containers().await.unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    pub(crate) async fn snapshots(&self) -> Vec<longshore_protocol::SnapshotId> {
+        use longshore_worker::engine::Engine as _;
+        self.engine.snapshots().await.unwrap()
+    }
+
+    /// Whether an attempt's record and spool are on the disk.
+    pub(crate) fn on_disk(&self, claim: &Claim) -> (bool, bool) {
+        let name = format!("{}-{}", claim.execution.to_hex(), claim.attempt);
+        let there = |path: String| self.state().join(path).exists();
+        (there(format!("attempts/{name}.json")), there(format!("spool/{name}.log")))
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    bytes: BTreeMap<Stream, Vec<u8>>,
+    end: Offsets,
+}
+
+impl Log {
+    pub(crate) fn text(&self, stream: Stream) -> String {
+        String::from_utf8(self.bytes.get(&stream).cloned().unwrap_or_default()).unwrap()
+    }
+}
+
+pub(crate) fn claim(job: &Job) -> Claim {
+    Claim { run: job.run, execution: job.execution, attempt: job.attempt }
+}
+
+pub(crate) fn fence(job: &Job, worker: &WorkerId) -> Fence {
+    Fence { execution: job.execution, attempt: job.attempt, owner: worker.clone() }
+}
+
+pub(crate) fn claims(records: &[AttemptRecord]) -> Vec<Claim> {
+    records.iter().map(|record| record.claim.clone()).collect()
+}
+
+pub(crate) async fn next_delivery(consumer: &mut Consumer, what: &str) -> Delivery {
+    let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await;
+    delivery.unwrap_or_else(|_| panic!("no {what} came")).expect("the broker is open")
+}
+
+async fn next<M: DeserializeOwned>(consumer: &mut Consumer, what: &str) -> M {
+    let delivery = next_delivery(consumer, what).await;
+    let message = wire::decode(&delivery.body).unwrap();
+    delivery.ack().await.unwrap();
+    message
+}
+
+/// A worker on threads of its own, so that a crash ends all of it.
+pub(crate) struct Process {
+    pub(crate) id: WorkerId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) tap: Tap,
+    shutdown: CancellationToken,
+    ended: JoinHandle<Result<(), WorkerError>>,
+    // Last, and given away before it would be dropped: a runtime must not end inside another.
+    runtime: Option<Runtime>,
+}
+
+impl Process {
+    pub(crate) async fn start(config: Config, tap: Tap, engine: FakeEngine) -> Result<Self, WorkerError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+        let shutdown = CancellationToken::new();
+        let (opened, told) = tokio::sync::oneshot::channel();
+        let (token, broker) = (shutdown.clone(), tap.clone());
+        let ended = runtime.spawn(async move {
+            match Worker::open(config, broker, engine).await {
+                Ok(worker) => {
+                    let _ = opened.send(Ok((worker.id().clone(), worker.incarnation())));
+                    worker.run(token).await
+                }
+                Err(error) => {
+                    let _ = opened.send(Err(error));
+                    Ok(())
+                }
+            }
+        });
+        match told.await.unwrap() {
+            Ok((id, incarnation)) => Ok(Self { id, incarnation, tap, shutdown, ended, runtime: Some(runtime) }),
+            Err(error) => {
+                runtime.shutdown_background();
+                Err(error)
+            }
+        }
+    }
+
+    /// As service managers do it.
+    pub(crate) async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.ended().await.unwrap();
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(&mut self) -> Result<(), WorkerError> {
+        tokio::time::timeout(PATIENCE, &mut self.ended).await.expect("it did not end").unwrap()
+    }
+
+    /// As kill -9 does it: nothing is said or written any more, and its connection is gone.
+    pub(crate) async fn crash(mut self) {
+        let runtime = self.runtime.take().unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+        self.tap.inner.close().await;
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

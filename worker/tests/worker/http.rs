@@ -1,0 +1,35 @@
+//! What a worker shows to whoever watches it.
+
+use longshore_protocol::event::Event;
+use longshore_worker::{Config, METRICS};
+use metrics_exporter_prometheus::PrometheusBuilder;
+
+use crate::fleet::Fleet;
+
+#[tokio::test]
+async fn health_readiness_and_metrics_are_served() {
+    let mut fleet = Fleet::new().await;
+    // The one recorder of this test process: other tests' workers write into it too.
+    let metrics_render = Some(PrometheusBuilder::new().install_recorder().unwrap());
+    // Asked of the system, and free again: `run` takes the worker, so its own port could not be read here.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let config = Config { metrics_listen: Some(address), metrics_render, ..fleet.config() };
+    let worker = fleet.start_with(config).await.unwrap();
+    assert!(matches!(fleet.event().await, Event::Hello(_)));
+    fleet.carry_out(&fleet.job("a", "true")).await;
+
+    let page = async |path: &str| {
+        let answer = reqwest::get(format!("http://{address}{path}")).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(page("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(page("/readyz").await, (200, "ready\n".to_owned()));
+    let (status, text) = page("/metrics").await;
+    assert_eq!(status, 200);
+    for metric in METRICS {
+        assert!(text.contains(&format!("# HELP {}", metric.name)), "{} is not in\n{text}", metric.name);
+    }
+    worker.stop().await;
+}

@@ -1,0 +1,17 @@
+//! A worker between a scripted coordinator and a fake Engine: one file per thing that must hold.
+
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+mod fleet;
+#[allow(unreachable_pub)] // other crates include it as a module of theirs
+#[path = "../../../tests/services.rs"]
+mod services;
+mod tap;
+
+mod claims;
+mod control;
+mod http;
+mod identity;
+mod real;
+mod reports;
+mod steps;

@@ -1,0 +1,173 @@
+//! P7, P9, P11, P14, P16: what a worker says, and in which order.
+
+use longshore_protocol::control::Control;
+use longshore_protocol::event::{Event, Phase};
+use longshore_protocol::job::{Job, Keep};
+use longshore_protocol::output::{Offsets, Stream};
+use longshore_protocol::{Outcome, SnapshotId};
+
+use crate::fleet::{Fleet, claim, claims, fence};
+use crate::tap::Mode;
+
+#[tokio::test]
+async fn p7_a_heartbeat_says_what_is() {
+    let mut fleet = Fleet::new().await;
+    fleet.slots = 2;
+    let (worker, _) = fleet.started().await;
+    let kept = Job { keep: Keep::Snapshot, ..fleet.job("a", "true") };
+    fleet.carry_out(&kept).await;
+    let job = fleet.job("b", "sleep 1000");
+    fleet.dispatch(&job).await;
+    let heartbeat = fleet.heartbeat_where(|hb| hb.attempts.iter().any(|held| held.phase == Phase::Running)).await;
+    assert_eq!((&heartbeat.worker, heartbeat.incarnation), (&worker.id, worker.incarnation));
+    assert_eq!((heartbeat.slots, heartbeat.slots_free), (2, 1));
+    assert_eq!(claims(&heartbeat.attempts).len(), 2, "the finished one is held until it is settled");
+    assert_eq!(heartbeat.snapshots, [SnapshotId::ephemeral(&fence(&kept, &worker.id))]);
+    assert!(heartbeat.last_event >= 5, "hello, three of the first, accepted: {}", heartbeat.last_event);
+    assert_eq!(heartbeat.engine.0, "fake");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p7_a_heartbeat_that_cannot_be_sent_holds_nothing_up() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    worker.tap.set(".heartbeats", Mode::Hold);
+    worker.tap.holds("\"heartbeat\"").await;
+    assert_eq!(fleet.carry_out(&fleet.job("a", "true")).await.outcome, Outcome::Passed);
+    worker.tap.set(".heartbeats", Mode::Pass);
+    fleet.heartbeat_where(|hb| hb.attempts.len() == 1).await;
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p9_what_was_not_confirmed_is_sent_again_in_order() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    // The first heartbeat comes when hello was confirmed: what is lost below is what comes after it.
+    fleet.heartbeat().await;
+    worker.tap.set(".events", Mode::LoseConfirms(3));
+    fleet.dispatch(&fleet.job("a", "true")).await;
+    let mut numbers = Vec::new();
+    let mut words = Vec::new();
+    // Each number counts once: a repeat is thrown away, as the coordinator does it.
+    while words.len() < 3 {
+        let message = fleet.message().await;
+        let known = numbers.iter().max().copied().unwrap_or(1);
+        assert!(message.number <= known + 1, "{} after {numbers:?}", message.number);
+        numbers.push(message.number);
+        if message.number > known {
+            words.push(match message.event {
+                Event::Accepted(_) => "accepted",
+                Event::Started(_) => "started",
+                Event::Finished(_) => "finished",
+                other => panic!("{other:?}"),
+            });
+        }
+    }
+    assert_eq!(words, ["accepted", "started", "finished"]);
+    assert!(numbers.iter().filter(|number| **number == 2).count() > 1, "accepted came again: {numbers:?}");
+    assert_eq!(worker.tap.confirms_lost(), 3);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p9_a_sync_is_answered_with_every_record_under_the_next_number() {
+    let mut fleet = Fleet::new().await;
+    fleet.slots = 2;
+    let (worker, _) = fleet.started().await;
+    let (ended, running) = (fleet.job("a", "exit 7"), fleet.job("b", "sleep 1000"));
+    fleet.carry_out(&ended).await;
+    fleet.dispatch(&running).await;
+    assert_eq!(fleet.accepted().await, claim(&running));
+    let started = fleet.message().await;
+    assert!(matches!(started.event, Event::Started(_)));
+    fleet.control(&worker, Control::Sync).await;
+    let message = fleet.message().await;
+    assert_eq!(message.number, started.number + 1);
+    let Event::Records { records } = message.event else { panic!("records were expected") };
+    let phase = |job: &Job| records.iter().find(|record| record.claim == claim(job)).map(|record| &record.phase);
+    assert_eq!(phase(&running), Some(&Phase::Running));
+    assert!(
+        matches!(phase(&ended), Some(Phase::Finished(finished)) if finished.outcome == Outcome::Failed { exit: 7 })
+    );
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p11_finished_does_not_wait_for_the_log() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    worker.tap.set(".output", Mode::Hold);
+    let job = fleet.job("a", "echo one; echo -n two");
+    let finished = fleet.carry_out(&job).await;
+    assert_eq!(finished.output, Offsets { stdout: 7, stderr: 0 }, "P14: final, although nothing was sent");
+    worker.tap.set(".output", Mode::Pass);
+    let log = fleet.log(&claim(&job), Offsets::default(), finished.output).await;
+    assert_eq!(log.text(Stream::Stdout), "one\ntwo");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p14_output_is_sent_again_from_any_offset_on() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    // More than one read of the spool, and more than one message.
+    let job = fleet.job("a", "seq 200000; echo oh >&2");
+    let finished = fleet.carry_out(&job).await;
+    let whole = (1..=200_000).map(|n| n.to_string()).collect::<Vec<_>>().join("\n") + "\n";
+    assert_eq!(finished.output, Offsets { stdout: whole.len() as u64, stderr: 3 });
+    let log = fleet.log(&claim(&job), Offsets::default(), finished.output).await;
+    assert!(log.text(Stream::Stdout) == whole, "complete and in order");
+    let middle = whole[..whole.len() / 2].rfind('\n').unwrap() + 1;
+    for stdout in [0, 2, middle, whole.len()] {
+        let stored = Offsets { stdout: stdout as u64, stderr: 0 };
+        fleet.control(&worker, Control::Resend { claim: claim(&job), stored }).await;
+        let log = fleet.log(&claim(&job), stored, finished.output).await;
+        assert!(log.text(Stream::Stdout) == whole[stdout..], "from {stdout}");
+        assert_eq!(log.text(Stream::Stderr), "oh\n");
+    }
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p14_output_whose_confirm_was_lost_is_complete_all_the_same() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    worker.tap.set(".output", Mode::LoseConfirms(2));
+    let job = fleet.job("a", "seq 1000");
+    let finished = fleet.carry_out(&job).await;
+    let log = fleet.log(&claim(&job), Offsets::default(), finished.output).await;
+    assert_eq!(log.text(Stream::Stdout).lines().count(), 1000);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p15_output_beyond_the_bound_is_counted_and_the_verdict_stays() {
+    let mut fleet = Fleet::new().await;
+    fleet.spool_bytes_max = 4096;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "head -c 1000000 /dev/zero");
+    let finished = fleet.carry_out(&job).await;
+    assert_eq!(finished.outcome, Outcome::Passed);
+    let log = fleet.log(&claim(&job), Offsets::default(), finished.output).await;
+    let missing = 1_000_000 - finished.output.stdout;
+    assert!(missing > 0);
+    let marker = log.text(Stream::Stderr);
+    assert!(marker.contains(&format!("{missing} bytes of stdout")), "{marker}");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p16_output_is_on_the_disk_before_it_is_published() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    worker.tap.set(".output", Mode::Hold);
+    let job = fleet.job("a", "echo a-line; sleep 1000");
+    fleet.dispatch(&job).await;
+    worker.tap.holds("a-line").await;
+    let name = format!("spool/{}-{}.log", job.execution.to_hex(), job.attempt);
+    let spooled = std::fs::read(fleet.state().join(name)).unwrap();
+    assert!(String::from_utf8_lossy(&spooled).contains("a-line"));
+    worker.crash().await;
+}
