@@ -4,7 +4,7 @@
 #
 #   base-image.sh busybox [TAG]     Debian's static busybox; default busybox:latest
 #   base-image.sh debian-cc [TAG]   Debian bookworm with gcc and make;
-#                                   default longshore/debian-cc:bookworm
+#                                   default longshore-demo/debian-cc:bookworm
 #   base-image.sh test              what the tests run in: longshore-test/*
 set -euo pipefail
 # shellcheck source=scripts/lib/common.sh
@@ -109,7 +109,7 @@ case ${1:-} in
         busybox_tar
         import "$work/busybox.tar" "${2:-busybox:latest}" 'ENV PATH=/usr/bin:/bin' 'CMD ["sh"]'
         ;;
-    debian-cc) debian_cc "${2:-longshore/debian-cc:bookworm}" ;;
+    debian-cc) debian_cc "${2:-longshore-demo/debian-cc:bookworm}" ;;
     test) test_images ;;
     *) usage ;;
 esac

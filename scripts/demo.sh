@@ -133,7 +133,7 @@ trap 'exit 130' INT TERM HUP
 say "a broker and an engine (taken where they run, else started for this demo)"
 start_services
 own_vhost
-say "the base image longshore/debian-cc:bookworm"
+say "the base image longshore-demo/debian-cc:bookworm"
 in_group "$root/scripts/base-image.sh" debian-cc
 unpack_zlib
 say "cargo build --release"

@@ -54,6 +54,10 @@ const CACHE_KEY_CHARS_MAX: usize = 512;
 /// Directories of one step: each is a blob to upload and a call to the Engine.
 const SOURCES_MAX: usize = 100;
 
+/// Snapshots are images of this namespace (`SnapshotId`). A step that could name one would see the files of another
+/// run, or of another tenant's cache.
+const SNAPSHOTS: &str = "longshore/";
+
 /// Of an image reference, a path, a user: Linux's own limit for a path.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -150,6 +154,14 @@ pub(super) fn image(reference: &str) -> Check {
     plain("the image", reference)?;
     if reference.contains(char::is_whitespace) {
         return Err(format!("the image `{reference}` has a blank in it"));
+    }
+    // Docker's registry has two names of its own that mean the same as none.
+    let name = ["docker.io/", "index.docker.io/"].iter().find_map(|host| reference.strip_prefix(host));
+    if name.unwrap_or(reference).starts_with(SNAPSHOTS) {
+        return Err(format!(
+            "the image `{reference}` is in `{SNAPSHOTS}`, where Longshore keeps steps' snapshots: \
+             go on in one by `from`, or share it by `cache`"
+        ));
     }
     Ok(())
 }
