@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Claim;
-use crate::ids::{Epoch, Incarnation, SnapshotId, WorkerId};
+use crate::ids::{Epoch, Incarnation, WorkerId};
+use crate::kept::SnapshotId;
 use crate::outcome::CancelledBy;
 use crate::output::Offsets;
 

@@ -3,7 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Attempt, EngineId, ExecutionId, Incarnation, PoolName, RunId, Shard, SnapshotId, WorkerId};
+use crate::ids::{Attempt, EngineId, ExecutionId, Incarnation, PoolName, RunId, Shard, WorkerId};
+use crate::kept::SnapshotId;
 use crate::outcome::Outcome;
 use crate::output::Offsets;
 

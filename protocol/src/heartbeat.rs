@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::event::AttemptRecord;
-use crate::ids::{EngineId, Epoch, Incarnation, PoolName, SnapshotId, WorkerId};
+use crate::ids::{EngineId, Epoch, Incarnation, PoolName, WorkerId};
+use crate::kept::SnapshotId;
 
 /// What the heartbeat queue carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -4,7 +4,8 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Attempt, BlobHash, Epoch, ExecutionId, PoolName, RunId, Shard, SnapshotId, StepName};
+use crate::ids::{Attempt, Epoch, ExecutionId, PoolName, RunId, Shard, StepName};
+use crate::kept::{BlobHash, SnapshotId};
 
 /// Asks whoever claims it to carry out one attempt. Jobs outlive an epoch (P22).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

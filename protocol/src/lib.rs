@@ -2,7 +2,8 @@
 //!
 //! Read in this order:
 //!
-//! 1. [`ids`] who and what is meant: runs, executions, attempts, workers, and the [fence](ids::Fence);
+//! 1. [`ids`] who and what is meant: runs, executions, attempts, workers, and the [fence](ids::Fence), and [`kept`]
+//!    what is kept by name: snapshots, blobs;
 //! 2. [`outcome`] how an attempt ended, one typed value;
 //! 3. [`job`] the message that asks a worker to carry out one attempt;
 //! 4. [`event`] what workers report, numbered (P9), and [`heartbeat`] what is (P7);
@@ -21,14 +22,13 @@ pub mod event;
 pub mod heartbeat;
 pub mod ids;
 pub mod job;
+pub mod kept;
 pub mod metric;
 pub mod outcome;
 pub mod output;
 pub mod topology;
 pub mod wire;
 
-pub use ids::{
-    Attempt, BlobHash, EngineId, Epoch, ExecutionId, Fence, Incarnation, PoolName, RunId, Shard, SnapshotId, StepName,
-    WorkerId,
-};
+pub use ids::{Attempt, EngineId, Epoch, ExecutionId, Fence, Incarnation, PoolName, RunId, Shard, StepName, WorkerId};
+pub use kept::{BlobHash, SnapshotId};
 pub use outcome::{InfraStage, Outcome};

@@ -58,6 +58,7 @@ contract! {
         after_close_everything_says_so;
     queues:
         p1_garbage_is_dead_lettered_and_the_consumer_goes_on,
+        p1_garbage_is_dead_lettered_however_much_of_it_there_is,
         a_job_that_was_returned_too_often_is_dead_lettered,
         results_are_returned_without_limit,
         p7_heartbeats_expire_and_are_not_dead_lettered,

@@ -20,6 +20,13 @@ pub const DEAD_LETTERS_METRIC: MetricDoc = MetricDoc {
     labels: &[("queue", &Topology::PURPOSES)],
 };
 
+/// What is wrong with a message may quote it (an unknown `type`, say), as long as that is. AMQP has all headers of a
+/// message in one frame, 128 KiB with RabbitMQ; a larger one would be refused, and the consumer wedged after all.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// Of the headers that it came with: they and ours must fit one frame.
+const HEADERS_BYTES_MAX: usize = 64 * 1024;
+
 /// Moves a delivery that cannot be read to the dead letters, so that it never wedges its consumer (P1).
 ///
 /// Published with the reason and confirmed, then acked: a crash between leaves it in both queues,
@@ -31,13 +38,25 @@ pub async fn dead_letter<B: Broker>(
     reason: &Unreadable,
 ) -> Result<(), PublishError> {
     let queue = delivery.queue().to_owned();
-    tracing::warn!(queue, %reason, "dead-lettered");
+    let reason = shortened(reason.to_string());
+    tracing::warn!(queue, reason, "dead-lettered");
     let mut letter = Outgoing::new(topology.dead_letters().address(), std::mem::take(&mut delivery.body));
     letter.headers = std::mem::take(&mut delivery.headers);
-    letter.headers.insert(REASON_HEADER.to_owned(), reason.to_string());
+    if letter.headers.iter().map(|(key, text)| key.len() + text.len()).sum::<usize>() > HEADERS_BYTES_MAX {
+        letter.headers.clear();
+    }
+    letter.headers.insert(REASON_HEADER.to_owned(), reason);
     let purpose = topology.purpose(&queue);
     letter.headers.insert(QUEUE_HEADER.to_owned(), queue);
     broker.publish(vec![letter]).await?;
     metrics::counter!(DEAD_LETTERS_METRIC.name, "queue" => purpose).increment(1);
     Ok(delivery.ack().await?)
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > REASON_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(REASON_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }

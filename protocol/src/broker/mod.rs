@@ -147,7 +147,7 @@ impl Delivery {
 /// What the broker could not do.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// Will never work like this: a wrong address, refused credentials, a queue declared otherwise.
+    /// Does not work like this: a wrong address, refused credentials, a queue declared otherwise.
     #[error("the broker refuses: {reason}")]
     Refused {
         /// In the broker's words.
@@ -162,6 +162,16 @@ pub enum BrokerError {
     /// [`Broker::close`] was called.
     #[error("the connection to the broker was closed")]
     Closed,
+}
+
+impl BrokerError {
+    /// Only what went wrong: for whoever says in their own words what does not work.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Refused { reason } | Self::Lost { reason } => reason,
+            Self::Closed => "it was closed",
+        }
+    }
 }
 
 /// Why a batch does not count as published (P2).

@@ -224,11 +224,11 @@ async fn refused_credentials_are_said_and_not_shown() {
     within(async {
         for wrong in [format!("amqp://nobody:wrong-secret@{}", target()), format!("{}/no-such-vhost", amqp_uri())] {
             let broker = AmqpBroker::new(&wrong, "contract refused").unwrap();
-            for error in [broker.declare(&[]).await.unwrap_err(), AmqpBroker::probe(&wrong).await.unwrap_err()] {
-                assert!(matches!(error, BrokerError::Refused { .. }), "{error}");
-                assert!(error.to_string().contains("check user, password and vhost"), "{error}");
-                assert!(!error.to_string().contains("wrong-secret"), "{error}");
-            }
+            let error = AmqpBroker::probe(&wrong).await.unwrap_err();
+            assert!(matches!(error, BrokerError::Refused { .. }), "{error}");
+            assert!(error.to_string().contains("check user, password and vhost"), "{error}");
+            assert!(!error.to_string().contains("wrong-secret"), "{error}");
+            assert!(!broker.connected());
             assert!(!format!("{broker:?}").contains("secret"));
             broker.close().await;
         }

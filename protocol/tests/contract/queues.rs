@@ -37,6 +37,25 @@ pub async fn p1_garbage_is_dead_lettered_and_the_consumer_goes_on<B: Site>(place
     }
 }
 
+/// What a reason quotes of a message does not fit a header.
+pub async fn p1_garbage_is_dead_lettered_however_much_of_it_there_is<B: Site>(place: &Place<B>) {
+    let events = place.events().await;
+    let letters = place.dead_letters().await;
+    let body = format!(r#"{{"v":1,"type":"{}"}}"#, "\u{e4}".repeat(200_000));
+    let mut garbage = messages(&events, &[&body]);
+    garbage[0].headers.insert("x-large".to_owned(), "x".repeat(100_000));
+    place.broker.publish(garbage).await.unwrap();
+    let delivery = place.broker.consume(&events, 1).await.unwrap().next().await.unwrap();
+    let reason = wire::decode::<HeartbeatMessage>(&delivery.body).unwrap_err();
+    assert!(reason.to_string().len() > 200_000);
+    dead_letter(&place.broker, &place.topology, delivery, &reason).await.unwrap();
+    let letter = place.broker.consume(&letters, 1).await.unwrap().next().await.unwrap();
+    assert!(text(&letter) == body, "the body is kept whole");
+    assert!(letter.headers[REASON_HEADER].starts_with("not understood: unknown variant"), "{:?}", letter.headers);
+    assert_eq!(letter.headers[QUEUE_HEADER], events.name);
+    letter.ack().await.unwrap();
+}
+
 pub async fn a_job_that_was_returned_too_often_is_dead_lettered<B: Site>(place: &Place<B>) {
     let letters = place.dead_letters().await;
     let mut jobs = place.topology.pool_jobs(Shard(0), &"limited".parse().unwrap());

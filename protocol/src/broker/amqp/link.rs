@@ -10,6 +10,7 @@ use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::address;
 use super::declare::Declared;
 use super::probe::{self, ServerInfo};
 use crate::broker::BrokerError;
@@ -47,10 +48,9 @@ pub(super) struct Keeper {
 
 #[derive(Clone)]
 enum State {
+    /// A refusal is an outage like another: a user or vhost may be made, an authentication service started,
+    /// after us. [`AmqpBroker::probe`](super::AmqpBroker::probe) tells the two apart.
     Down,
-    /// Before the first connection only: a configuration that never worked is a mistake to be told,
-    /// a refusal after that is an outage like another (an authentication service that restarts, say).
-    Refused(String),
     Up(Arc<Session>),
     Closed,
 }
@@ -80,7 +80,6 @@ impl Link {
         let settled = state.wait_for(|state| !matches!(state, State::Down)).await;
         match settled.as_deref() {
             Ok(State::Up(session)) => Ok(Arc::clone(session)),
-            Ok(State::Refused(reason)) => Err(BrokerError::Refused { reason: reason.clone() }),
             Ok(State::Closed | State::Down) | Err(_) => Err(BrokerError::Closed),
         }
     }
@@ -128,12 +127,9 @@ impl Keeper {
             };
             if !warned {
                 warned = true;
-                tracing::warn!(connection = self.name, %error, "cannot connect to the broker; trying again until it works");
+                let (connection, broker, reason) = (&self.name, address(&self.uri), error.reason());
+                tracing::warn!(connection, broker, reason, "cannot connect to the broker; trying again until it works");
             }
-            self.state.send_replace(match error {
-                BrokerError::Refused { reason } if number == 1 => State::Refused(reason),
-                _ => State::Down,
-            });
             tokio::time::sleep(pauses.next().unwrap_or(BACKOFF_MAX)).await;
         }
     }
@@ -141,7 +137,12 @@ impl Keeper {
     /// A connection on which everything exists that was ever declared.
     async fn open(&self, number: u64) -> Result<Arc<Session>, BrokerError> {
         let session = Arc::new(Session::open(&self.uri, &self.name, number).await?);
-        match self.declared.restore(&session).await {
+        let restored = tokio::select! {
+            restored = self.declared.restore(&session) => restored,
+            // Nobody else looks yet, and an answer that never comes would keep us here for ever.
+            reason = session.over() => Err(BrokerError::Lost { reason }),
+        };
+        match restored {
             Ok(()) => Ok(session),
             Err(error) => {
                 session.close().await;
@@ -166,9 +167,7 @@ pub(super) fn backoff() -> impl Iterator<Item = Duration> {
 impl Session {
     pub(super) async fn open(uri: &AMQPUri, name: &str, number: u64) -> Result<Self, BrokerError> {
         let both = async {
-            let server = probe::ask(uri).await.map_err(|error| BrokerError::Lost {
-                reason: format!("{} at port {}: {error}", uri.authority.host, uri.authority.port),
-            })?;
+            let server = probe::ask(uri).await.map_err(|error| BrokerError::Lost { reason: error.to_string() })?;
             let properties = ConnectionProperties::default()
                 .with_connection_name(name.into())
                 .with_client_property("product".into(), "Longshore".into())

@@ -59,7 +59,7 @@ struct Inner {
 }
 
 impl AmqpBroker {
-    /// Never waits: connects in the background, and goes on trying for ever.
+    /// Never waits: connects in the background, and goes on trying for ever, also where it is refused.
     ///
     /// `uri` is `amqp://user:password@host:port/vhost` (`%2f` is the vhost `/`), or `amqps://`.
     /// `connection_name` is shown in the broker's own list of connections. A URI that cannot be
@@ -181,6 +181,19 @@ impl Broker for AmqpBroker {
     }
 }
 
+/// Where a URI leads, for people: without user and password, and without the vhost `/`.
+/// `None` for one that cannot be understood.
+pub fn shown_address(uri: &str) -> Option<String> {
+    parse_uri(uri).ok().map(|uri| address(&uri))
+}
+
+fn address(uri: &AMQPUri) -> String {
+    let (host, port) = (&uri.authority.host, uri.authority.port);
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let vhost = if uri.vhost == "/" { String::new() } else { format!("/{}", uri.vhost) };
+    format!("{}://{host}:{port}{vhost}", uri.scheme)
+}
+
 /// The parser's words may hold the URI and with it the password: we say our own.
 fn parse_uri(text: &str) -> Result<AMQPUri, BrokerError> {
     let mut uri: AMQPUri = text.parse().map_err(|_| BrokerError::Refused {
@@ -189,7 +202,19 @@ fn parse_uri(text: &str) -> Result<AMQPUri, BrokerError> {
             .to_owned(),
     })?;
     uri.query.heartbeat = Some(HEARTBEAT_SECS);
+    // The parser knows names only, and takes localhost for an IPv6 address.
+    if let Some(host) = ipv6_literal(text) {
+        host.clone_into(&mut uri.authority.host);
+    }
     Ok(uri)
+}
+
+/// What stands between `[` and `]` as the host of a URI that was found to be one.
+fn ipv6_literal(uri: &str) -> Option<&str> {
+    let (_, rest) = uri.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    Some(host.strip_prefix('[')?.split_once(']')?.0)
 }
 
 /// AMQP's names have at most 255 bytes; lapin panics on a longer one.
@@ -210,6 +235,20 @@ mod tests {
             assert!(matches!(&error, BrokerError::Refused { reason } if reason.contains("amqp://user")), "{error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_ipv6_address_is_not_taken_for_localhost() {
+        for (text, host, shown) in [
+            ("amqp://[::1]:5673", "::1", "amqp://[::1]:5673"),
+            ("amqps://u:p%40[@[2001:db8::2]/v", "2001:db8::2", "amqps://[2001:db8::2]:5671/v"),
+            ("amqp://u:p@10.0.0.1/%2f", "10.0.0.1", "amqp://10.0.0.1:5672"),
+            ("amqp://u:p@rabbit", "rabbit", "amqp://rabbit:5672"),
+        ] {
+            assert_eq!(parse_uri(text).unwrap().authority.host, host, "{text}");
+            assert_eq!(shown_address(text).as_deref(), Some(shown), "{text}");
+        }
+        assert!(parse_uri("amqp://[::1").is_err());
     }
 
     #[test]
