@@ -67,7 +67,7 @@ pub(crate) enum Command {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Remote {
     /// Address of the fleet's coordinator, such as http://127.0.0.1:7420
-    #[arg(long, env = "LONGSHORE_COORDINATOR", value_name = "URL")]
+    #[arg(long, env = "LONGSHORE_COORDINATOR", hide_env_values = true, value_name = "URL")]
     pub(crate) coordinator: Option<String>,
 
     /// Bearer token for the coordinator
@@ -232,7 +232,7 @@ pub(crate) struct FleetArgs {
     pub(crate) amqp: String,
 
     /// Prefix of the queues: fleets share a broker by it
-    #[arg(long, env = "LONGSHORE_PREFIX", default_value = "longshore")]
+    #[arg(long, env = "LONGSHORE_PREFIX", default_value = "longshore", value_parser = prefix)]
     pub(crate) prefix: String,
 
     /// How long the coordinator believes a silent worker, in seconds; the same in the whole fleet
@@ -248,6 +248,19 @@ pub(crate) struct FleetArgs {
     /// How the log on stderr is written
     #[arg(long, env = "LONGSHORE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
+}
+
+/// With what stands behind it, a worker's id say, a queue's name has at most 255 bytes.
+const PREFIX_CHARS_MAX: usize = 64;
+
+/// It stands in the names of queues and exchanges, of which `amq.…` are the broker's own.
+fn prefix(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let fits = (1..=PREFIX_CHARS_MAX).contains(&text.len()) && text.chars().all(allowed);
+    if fits && text != "amq" && !text.starts_with("amq.") {
+        return Ok(text.to_owned());
+    }
+    Err(format!("use 1 to {PREFIX_CHARS_MAX} letters, digits, '-', '_' and '.', and not amq or amq.…"))
 }
 
 /// Six heartbeats, none more often than one in half a second.
@@ -270,8 +283,8 @@ pub(crate) struct CoordinatorArgs {
     #[arg(long, env = "LONGSHORE_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:7420")]
     pub(crate) listen: SocketAddr,
 
-    /// Directory of the journal and the blobs [default: coordinator/ in the state directory]
-    #[arg(long, env = "LONGSHORE_STATE", value_name = "DIR")]
+    /// Directory of the journal and the blobs [default: coordinator/ in the state directory, which LONGSHORE_STATE names]
+    #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 
     /// Bearer token that clients and workers must send
@@ -289,15 +302,21 @@ pub(crate) struct WorkerArgs {
     pub(crate) fleet: FleetArgs,
 
     /// Address of the coordinator, where sources are fetched from
-    #[arg(long, env = "LONGSHORE_COORDINATOR", value_name = "URL", default_value = "http://127.0.0.1:7420")]
+    #[arg(
+        long,
+        env = "LONGSHORE_COORDINATOR",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7420"
+    )]
     pub(crate) coordinator: String,
 
     /// Bearer token for the coordinator
     #[arg(long, env = "LONGSHORE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
 
-    /// Directory of the worker's id, records and spools [default: worker/ in the state directory]
-    #[arg(long, env = "LONGSHORE_STATE", value_name = "DIR")]
+    /// Directory of the worker's id, records and spools [default: worker/ in the state directory, which LONGSHORE_STATE names]
+    #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
 
     /// Steps carried out at once [default: the machine's cores]
@@ -320,6 +339,16 @@ pub(crate) struct WorkerArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    #[test]
+    fn a_prefix_that_no_queue_could_have_is_refused() {
+        for good in ["longshore", "team-1.fleet_2", "amqp"] {
+            assert!(super::prefix(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "ü", "amq", "amq.mine", &"x".repeat(65)] {
+            assert!(super::prefix(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -1,5 +1,6 @@
 //! The coordinator's API, as the commands use it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ pub(crate) enum ClientError {
     /// The coordinator said no, in its own words.
     #[error("{message}")]
     Refused { status: StatusCode, message: String, hint: Option<String> },
+    /// It answers, but cannot take runs now.
+    #[error("the coordinator is not ready: it has no {missing}")]
+    NotReady { missing: String },
     /// The answer broke off, or is none of a coordinator's.
     #[error("the coordinator's answer cannot be read: {reason}")]
     Answer { reason: String },
@@ -56,7 +60,7 @@ impl ClientError {
         match self {
             Self::Transport(error) => matches!(error, TransportError::Unreachable { .. }),
             Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
-            Self::Answer { .. } => true,
+            Self::NotReady { .. } | Self::Answer { .. } => true,
         }
     }
 
@@ -65,7 +69,7 @@ impl ClientError {
         match self {
             Self::Transport(error) => !matches!(error, TransportError::Unreachable { .. }),
             Self::Refused { status, .. } => status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS,
-            Self::Answer { .. } => false,
+            Self::NotReady { .. } | Self::Answer { .. } => false,
         }
     }
 
@@ -79,6 +83,7 @@ impl ClientError {
                 Some(hint.clone().unwrap_or_else(|| "give its token with --token or LONGSHORE_TOKEN".to_owned()))
             }
             Self::Refused { hint, .. } => hint.clone(),
+            Self::NotReady { .. } => Some("its own stderr says what it waits for".to_owned()),
             Self::Transport(_) | Self::Answer { .. } => None,
         }
     }
@@ -132,9 +137,18 @@ impl Client {
         Ok(workers)
     }
 
-    /// Whether it is ready to take runs, in its own words if not.
+    /// Whether it is ready to take runs, and what it lacks if not.
     pub(crate) async fn ready(&self) -> Result<(), ClientError> {
-        self.send(Request::get("/readyz")).await.map(drop)
+        let answer = self.transport.send(Request::get("/readyz")).await?;
+        if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+            return if answer.status.is_success() { Ok(()) } else { Err(refusal(answer).await) };
+        }
+        let body = answer.bytes().await.map_err(|reason| ClientError::Answer { reason })?;
+        let has: BTreeMap<String, bool> = serde_json::from_slice(&body).unwrap_or_default();
+        let words = [("leading", "lead"), ("broker", "connection to its broker"), ("store", "store")];
+        let missing: Vec<_> =
+            words.iter().filter(|(name, _)| has.get(*name) == Some(&false)).map(|(_, it)| *it).collect();
+        Err(ClientError::NotReady { missing: missing.join(", no ") })
     }
 
     /// Whether the blob is there.

@@ -6,6 +6,7 @@ use longshore_coordinator::pipeline::PipelineErrors;
 use serde_json::json;
 
 use crate::client::ClientError;
+use crate::render::screen;
 
 /// Something that the user wrote is wrong; nothing was begun.
 pub(crate) const EXIT_INPUT: u8 = 2;
@@ -76,10 +77,10 @@ impl Failure {
             let _ = writeln!(io::stdout(), "{}", self.to_json());
         }
         match self {
-            Self::Pipeline(errors) => eprintln!("{:?}", miette::Report::new(*errors)),
+            Self::Pipeline(errors) => screen::say(&format!("{:?}", miette::Report::new(*errors))),
             Self::Input(said) | Self::Infra(said) => match said.mend {
-                Some(mend) => eprintln!("longshore: {}; {mend}", said.message),
-                None => eprintln!("longshore: {}", said.message),
+                Some(mend) => screen::say(&format!("longshore: {}; {mend}", said.message)),
+                None => screen::say(&format!("longshore: {}", said.message)),
             },
             Self::Pipe => {}
         }

@@ -1,7 +1,7 @@
 //! A pipeline file and the sources that it names.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use longshore_coordinator::pipeline::{self, FILE_BYTES_MAX, Pipeline};
@@ -21,7 +21,10 @@ pub(crate) struct Prepared {
 /// Reads a pipeline file; `-` is stdin.
 pub(crate) fn read(path: &Path) -> Result<Pipeline, Failure> {
     let name = path.display().to_string();
-    let wrong = |error: std::io::Error| Failure::input(format!("{name} cannot be read: {error}"));
+    let wrong = |error: std::io::Error| match error.kind() {
+        ErrorKind::IsADirectory => Failure::input(format!("{name} is a directory")).mend("name a pipeline file in it"),
+        _ => Failure::input(format!("{name} cannot be read: {error}")),
+    };
     let mut text = Vec::new();
     // One byte more than is allowed: the parser then says what is too much.
     let limit = FILE_BYTES_MAX as u64 + 1;
@@ -38,6 +41,7 @@ pub(crate) fn read(path: &Path) -> Result<Pipeline, Failure> {
 pub(crate) async fn prepare(mut pipeline: Pipeline, file: &Path, name: Option<String>) -> Result<Prepared, Failure> {
     if let Some(name) = name {
         pipeline.name = name;
+        pipeline::validate(&pipeline).map_err(|wrong| Failure::input(format!("--name: {wrong}")))?;
     }
     let base = file.parent().map_or_else(PathBuf::new, Path::to_owned);
     let packing = tokio::task::spawn_blocking(move || {

@@ -41,20 +41,18 @@ pub(crate) async fn follow(
     run: RunId,
     output: Output,
     mut whose: Whose<'_>,
-    mut interrupts: Interrupts,
+    interrupts: &mut Interrupts,
 ) -> Result<u8, Failure> {
     let mut show = Show::new(output);
     let mut feed = Feed::open(client, run);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut asked = 0_u32;
-    let mut reader_is_gone = false;
+    let mut unheard: Option<Failure> = None;
     loop {
         let told = tokio::select! {
             biased;
             () = interrupts.next() => {
-                asked += 1;
-                if let Some(exit_code) = interrupted(client, run, &whose, asked).await? {
+                if let Some(exit_code) = interrupted(client, run, &whose, interrupts).await? {
                     return Ok(exit_code);
                 }
                 Ok(())
@@ -65,22 +63,25 @@ pub(crate) async fn follow(
                 if updates.is_empty() {
                     break;
                 }
-                show.tell(updates, reader_is_gone)
+                show.tell(updates, unheard.is_some())
             }
-            _ = ticks.tick(), if show.wants_ticks() => show.tick(reader_is_gone),
+            _ = ticks.tick(), if show.wants_ticks() => show.tick(unheard.is_some()),
         };
         match told {
             Ok(()) => {}
-            // Nobody reads any more. A fleet's run goes on; ours would go on for nobody.
-            Err(Failure::Pipe) if matches!(whose, Whose::Ours(_)) => {
-                reader_is_gone = true;
+            // Nobody reads any more, or the disk is full. A fleet's run goes on; ours would go on for nobody.
+            Err(failure) if matches!(whose, Whose::Ours(_)) => {
+                unheard = Some(failure);
                 client.cancel(run).await?;
             }
             Err(failure) => return Err(failure),
         }
     }
-    if !reader_is_gone {
-        show.finish(run)?;
+    match unheard {
+        None => show.finish(run)?,
+        // A reader that has gone knows: the run's outcome is all that is left to tell.
+        Some(Failure::Pipe) => {}
+        Some(failure) => return Err(failure),
     }
     Ok(show.view().and_then(|view| view.summary.outcome).map_or(EXIT_INFRA, RunOutcome::exit_code))
 }
@@ -95,8 +96,13 @@ impl Whose<'_> {
 }
 
 /// The n-th Ctrl-C: the first cancels, the second kills, the third leaves everything to the next run's sweep.
-async fn interrupted(client: &Client, run: RunId, whose: &Whose<'_>, asked: u32) -> Result<Option<u8>, Failure> {
-    match (whose, asked) {
+async fn interrupted(
+    client: &Client,
+    run: RunId,
+    whose: &Whose<'_>,
+    interrupts: &mut Interrupts,
+) -> Result<Option<u8>, Failure> {
+    match (whose, interrupts.taken()) {
         (Whose::Fleets, _) => {
             screen::say(&format!(
                 "longshore: the run goes on; `longshore watch {run}` follows it, `longshore cancel {run}` ends it"
@@ -110,13 +116,14 @@ async fn interrupted(client: &Client, run: RunId, whose: &Whose<'_>, asked: u32)
         }
         (Whose::Ours(embedded), 2) => {
             screen::say("longshore: killing what still runs");
-            embedded.hurry().await;
-            Ok(None)
+            tokio::select! {
+                biased;
+                // The third: an Engine may never answer.
+                () = interrupts.next() => Ok(Some(EXIT_CANCELLED)),
+                () = embedded.hurry() => Ok(None),
+            }
         }
-        (Whose::Ours(_), _) => {
-            screen::say("longshore: leaving; the next `longshore run` removes what is left");
-            Ok(Some(EXIT_CANCELLED))
-        }
+        (Whose::Ours(_), _) => Ok(Some(EXIT_CANCELLED)),
     }
 }
 

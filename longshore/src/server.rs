@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use longshore_protocol::broker::amqp::AmqpBroker;
+use longshore_protocol::broker::amqp::{AmqpBroker, shown_address};
 use longshore_protocol::metric::{MetricDoc, describe_and_touch};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::FleetArgs;
 use crate::failure::Failure;
+use crate::render::screen;
 use crate::signals::Interrupts;
 
 /// The first wait before RabbitMQ is asked again; it doubles.
@@ -55,27 +56,30 @@ pub(crate) async fn upkeep(metrics: PrometheusHandle, shutdown: CancellationToke
 
 /// The broker, which need not be there yet.
 pub(crate) fn broker(args: &FleetArgs, name: &str) -> Result<AmqpBroker, Failure> {
-    AmqpBroker::new(&args.amqp, name)
-        .map_err(|error| Failure::input(error.to_string()).mend("write it as amqp://USER:PASSWORD@HOST:PORT/VHOST"))
+    // It says how to write an address, and never what it holds.
+    AmqpBroker::new(&args.amqp, name).map_err(|error| Failure::input(error.reason()))
 }
 
-/// Waits until RabbitMQ answers, and says so where it does not. `false`: told to stop meanwhile.
-pub(crate) async fn broker_answers(args: &FleetArgs, name: &str, shutdown: &CancellationToken) -> bool {
+/// Says what the start waits for, and then that it is `ready`: what that future gives stands behind the word.
+pub(crate) async fn announce(amqp: String, name: &'static str, ready: impl Future<Output = String>) {
+    broker_answers(&amqp, name).await;
+    let words = ready.await;
+    screen::say(&format!("{name}: ready {words}"));
+}
+
+/// Waits until RabbitMQ answers, and says so where it does not.
+async fn broker_answers(amqp: &str, name: &str) {
     let mut wait = BROKER_BACKOFF_FIRST;
     let mut said = String::new();
-    loop {
-        let Some(answer) = shutdown.run_until_cancelled(AmqpBroker::probe(&args.amqp)).await else {
-            return false;
-        };
-        let Err(error) = answer else { return true };
-        let reason = error.to_string();
-        if said != reason {
-            eprintln!("{name}: waiting for RabbitMQ, which is asked again at least every 3 s: {reason}");
-            said = reason;
+    while let Err(error) = AmqpBroker::probe(amqp).await {
+        if said != error.reason() {
+            error.reason().clone_into(&mut said);
+            let address = shown_address(amqp).unwrap_or_default();
+            let line =
+                format!("{name}: no broker yet: waiting for RabbitMQ at {address}, tried again every 3 s ({said})");
+            screen::say(&line);
         }
-        if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-            return false;
-        }
+        tokio::time::sleep(wait).await;
         wait = (wait * 2).min(BROKER_BACKOFF_MAX);
     }
 }
@@ -88,7 +92,7 @@ pub(crate) fn shutdown() -> Result<CancellationToken, Failure> {
     // Ends with the process.
     tokio::spawn(async move {
         interrupts.next().await;
-        eprintln!("longshore: stopping; a second signal ends at once");
+        screen::say("longshore: stopping; a second signal ends at once");
         token.cancel();
         interrupts.next().await;
         std::process::exit(i32::from(crate::failure::EXIT_CANCELLED));

@@ -10,6 +10,7 @@ pub(crate) struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    taken: u32,
 }
 
 impl Interrupts {
@@ -20,6 +21,7 @@ impl Interrupts {
             interrupt: catch(SignalKind::interrupt())?,
             terminate: catch(SignalKind::terminate())?,
             hangup: catch(SignalKind::hangup())?,
+            taken: 0,
         })
     }
 
@@ -30,5 +32,11 @@ impl Interrupts {
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
         }
+        self.taken += 1;
+    }
+
+    /// How many there were.
+    pub(crate) fn taken(&self) -> u32 {
+        self.taken
     }
 }

@@ -80,8 +80,7 @@ impl StateDir {
 
     fn open_at(root: &Path) -> io::Result<Self> {
         for dir in [root.to_owned(), root.join("runs"), root.join("blobs"), root.join("locks"), root.join("workers")] {
-            // Logs may hold what only their owner should read.
-            DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+            private_dir(&dir)?;
         }
         let id = directory_id(root)?;
         Ok(Self { root: root.to_owned(), id })
@@ -233,6 +232,11 @@ fn checked_id(path: &Path, id: &str) -> io::Result<String> {
         return Ok(id.to_owned());
     }
     Err(io::Error::other(format!("{} does not hold 16 hex digits", path.display())))
+}
+
+/// Finds or makes a directory. Logs may hold what only their owner should read.
+pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// What to tell of a directory that cannot be used.

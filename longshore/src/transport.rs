@@ -92,8 +92,14 @@ impl Request {
 impl Transport {
     /// To a coordinator over HTTP. Nothing is sent yet.
     pub(crate) fn http(address: &str, token: Option<&str>) -> Result<Self, TransportError> {
-        let wrong = |reason: String| TransportError::Address { url: address.to_owned(), reason };
+        let wrong = |reason: String| TransportError::Address { url: without_userinfo(address), reason };
         let base = Url::parse(address).map_err(|error| wrong(error.to_string()))?;
+        if !base.username().is_empty() || base.password().is_some() {
+            // It would stand in every message, and a coordinator takes a token.
+            return Err(wrong(
+                "it holds a user or a password; give a token with --token or LONGSHORE_TOKEN".to_owned(),
+            ));
+        }
         if base.scheme() != "http" {
             return Err(wrong("it must begin with http:// (put TLS into a proxy in front)".to_owned()));
         }
@@ -134,6 +140,15 @@ fn bearer(token: &str) -> Result<HeaderValue, TransportError> {
     let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| TransportError::Token)?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// An address may be no address at all: what stands before an `@` in it is not repeated, whatever it is.
+fn without_userinfo(address: &str) -> String {
+    match (address.find("://"), address.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => format!("{}…{}", &address[..scheme + 3], &address[at..]),
+        (_, Some(at)) => format!("…{}", &address[at..]),
+        (_, None) => address.to_owned(),
+    }
 }
 
 fn is_loopback(base: &Url) -> bool {
@@ -207,4 +222,18 @@ fn innermost(error: &dyn std::error::Error) -> String {
         cause = next;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_repeated() {
+        for address in ["http://u:s3cret@host:7420", "https://u:s3cret@host", "u:s3cret@host", "http://u:s3cret@[bad"] {
+            let error = Transport::http(address, None).unwrap_err().to_string();
+            assert!(!error.contains("s3cret") && error.contains('@'), "{error}");
+        }
+        assert!(Transport::http("http://[::1]:7420", None).is_ok());
+    }
 }

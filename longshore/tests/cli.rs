@@ -53,6 +53,10 @@ fn a_bad_pipeline_is_exit_code_2_with_its_line_and_nothing_is_made() {
         assert!(said.contains("did you mean `from`?"), "{said}");
         assert_eq!(stdout(&output), "");
     }
+    place.file("good.yaml", GOOD);
+    let named = done(place.longshore(&["run", "good.yaml", "--name", "a/b"]));
+    assert_eq!(code(&named), 2, "{}", stderr(&named));
+    assert!(stderr(&named).contains("--name: `a/b` is not a name"), "{}", stderr(&named));
     assert!(!place.state().exists());
     let json = done(place.longshore(&["--output", "json", "plan", "bad.yaml"]));
     let error = &objects(&stdout(&json))[0];
@@ -66,6 +70,11 @@ fn a_missing_file_or_source_is_exit_code_2() {
     let missing = done(place.longshore(&["run", "none.yaml"]));
     assert_eq!(code(&missing), 2);
     assert_eq!(stderr(&missing).lines().count(), 1, "{}", stderr(&missing));
+    let directory = done(place.longshore(&["run", "."]));
+    assert_eq!(
+        (code(&directory), stderr(&directory).as_str()),
+        (2, "longshore: . is a directory; name a pipeline file in it\n")
+    );
     place.file(
         "p.yaml",
         "name: p\nsteps:\n  - name: a\n    image: i\n    run: x\n    sources: [{path: ./gone, target: /in}]\n",
@@ -163,14 +172,45 @@ fn a_coordinator_open_to_anybody_is_refused() {
 #[test]
 fn a_broker_that_is_not_there_is_waited_for_and_said() {
     let place = Place::new();
-    let args = ["coordinator", "--listen", "127.0.0.1:0", "--amqp", "amqp://127.0.0.1:1"];
+    let args = ["coordinator", "--listen", "127.0.0.1:0", "--amqp", "amqp://u:s3cret@127.0.0.1:1"];
     let mut child = place.longshore(&args).stderr(Stdio::piped()).spawn().unwrap();
     let mut errors = BufReader::new(child.stderr.take().unwrap()).lines();
-    let said = errors.find(|line| line.as_ref().unwrap().contains("waiting for RabbitMQ"));
-    assert!(said.is_some());
+    let mut said = String::new();
+    let mut until = |text: &str| {
+        loop {
+            let line = errors.next().unwrap_or_else(|| panic!("{text:?} never came:\n{said}")).unwrap();
+            said.push_str(&line);
+            said.push('\n');
+            if line.contains(text) {
+                return line;
+            }
+        }
+    };
+    let address = until("listens on http://").split_once("listens on ").unwrap().1.to_owned();
+    until("waiting for RabbitMQ at amqp://127.0.0.1:1,");
+    // Its API answers meanwhile: a supervisor that asks for its health does not end it.
+    let doctor = done(place.longshore(&["--output", "json", "doctor", "--coordinator", &address]));
+    let checks = objects(&stdout(&doctor));
+    let found = checks.iter().find(|check| check["name"] == "coordinator").unwrap()["found"].as_str().unwrap();
+    assert!(found.contains("not ready") && found.contains("no connection to its broker"), "{found}");
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
+    until("stopping");
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!said.contains("s3cret") && !said.contains("lapin") && !said.contains(": ready"), "{said}");
+}
+
+#[test]
+fn secrets_are_in_no_help_and_no_error() {
+    let place = Place::new();
+    for args in [&["worker", "--help"][..], &["coordinator", "--help"], &["doctor", "--help"], &["ls"], &["doctor"]] {
+        let mut command = place.longshore(args);
+        command.env("LONGSHORE_TOKEN", "s3cret").env("LONGSHORE_AMQP", "amqp://u:s3cret@127.0.0.1:1");
+        command.env("LONGSHORE_COORDINATOR", "http://u:s3cret@127.0.0.1:1");
+        let output = done(command);
+        let said = stdout(&output) + &stderr(&output);
+        assert!(!said.contains("s3cret") && !said.is_empty(), "{args:?}: {said}");
+    }
 }
 
 #[test]

@@ -5,10 +5,11 @@
 mod harness;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::process::Stdio;
 
-use harness::{BUSYBOX, Place, Started, code, done, objects, on_engine, run_id, stderr, stdout};
+use harness::tap::Tap;
+use harness::{BUSYBOX, Place, Started, code, done, objects, on_engine, run_id, services, stderr, stdout};
 use longshore_protocol::{RunId, SnapshotId};
 use longshore_worker::engine::Engine;
 use rustix::process::Signal;
@@ -142,6 +143,30 @@ fn a_second_ctrl_c_kills_what_ignores_the_first() {
 }
 
 #[test]
+fn a_third_ctrl_c_leaves_at_once_even_if_the_engine_never_answers() {
+    let place = Place::new();
+    place.file("p.yaml", &pipeline(&[("long", "timeout: 10m", LONG)]));
+    let engine = Tap::open(&place.path("engine.sock"), &services::env("LONGSHORE_TEST_DOCKER_1"));
+    let mut command = place.longshore(&["run", "p.yaml"]);
+    command.env("DOCKER_HOST", format!("unix://{}", place.path("engine.sock").display()));
+    let mut started = Started::new(command);
+    started.until("long | up");
+    engine.close();
+    let mut errors = std::io::BufReader::new(started.child.stderr.take().unwrap()).lines();
+    for said in ["Ctrl-C again", "killing", "leaving"] {
+        started.signal(Signal::INT);
+        // Taken, before the next one is sent.
+        let lines: Vec<_> = errors.by_ref().map(Result::unwrap).take_while(|line| !line.contains(said)).collect();
+        assert!(lines.iter().all(|line| !line.contains("longshore: ")), "{said:?} was to come: {lines:?}");
+    }
+    assert_eq!(started.child.wait().unwrap().code(), Some(130));
+    assert_eq!((place.containers().len(), place.locks().len()), (1, 1));
+    place.file("short.yaml", &pipeline(&[("short", "timeout: 1m", "true")]));
+    assert_eq!(code(&done(place.with_docker(&["run", "short.yaml"]))), 0);
+    assert!(place.containers().is_empty() && place.locks().is_empty());
+}
+
+#[test]
 fn what_a_killed_run_left_is_swept_by_the_next_one_and_nobody_elses() {
     let (ours, others) = (Place::new(), Place::new());
     for place in [&ours, &others] {
@@ -235,6 +260,18 @@ fn a_reader_that_goes_away_ends_the_run_quietly() {
     assert_eq!(code(&output), 130, "{}", stderr(&output));
     assert_eq!(stderr(&output), "");
     assert!(place.containers().is_empty());
+}
+
+#[test]
+fn a_run_whose_output_cannot_be_written_is_cancelled_and_says_so() {
+    let place = Place::new();
+    place.file("p.yaml", &pipeline(&[("long", "timeout: 10m", LONG)]));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = place.with_docker(&["run", "p.yaml"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(code(&output), 3);
+    assert!(stderr(&output).contains("the output cannot be written"), "{}", stderr(&output));
+    assert!(stdout(&done(place.longshore(&["ls"]))).contains("cancelled"));
+    assert!(place.containers().is_empty() && place.locks().is_empty());
 }
 
 #[test]

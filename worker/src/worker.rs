@@ -40,6 +40,7 @@ pub struct Worker<B, E> {
     /// P10: ended and not settled when the last incarnation stopped.
     left: Vec<AttemptRecord>,
     listener: Option<TcpListener>,
+    ready: watch::Sender<bool>,
 }
 
 impl<B, E> fmt::Debug for Worker<B, E> {
@@ -75,10 +76,17 @@ impl<B: Broker, E: Engine> Worker<B, E> {
             None => None,
         };
         let blobs = Blobs::new(config.blobs.clone())?;
-        let (reporter, reports) = report::queue(config.slots);
+        let (reporter, reports) = report::queue(config.slots, left.len());
         let engine_id = info.id;
         let parts = Parts { config, id, incarnation, engine_id, broker, engine, disk, reporter, blobs };
-        Ok(Self { context: Arc::new(Context::new(parts)), reports, epoch, left, listener })
+        Ok(Self {
+            context: Arc::new(Context::new(parts)),
+            reports,
+            epoch,
+            left,
+            listener,
+            ready: watch::Sender::new(false),
+        })
     }
 
     /// Its id: given, or kept in the state directory.
@@ -96,10 +104,15 @@ impl<B: Broker, E: Engine> Worker<B, E> {
         self.listener.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
+    /// Becomes true when the queues exist and `hello` was confirmed: jobs are claimed from then on.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
     /// Carries out jobs until `shutdown`, or until it must not go on. What runs then is stopped, removed and reported
     /// as `infra`; what cannot be sent any more is on the disk.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
-        let Self { context, reports, epoch, left, listener } = self;
+        let Self { context, reports, epoch, left, listener, ready } = self;
         metrics::start(context.config.slots);
         tracing::info!(worker = %context.id, incarnation = %context.incarnation, engine = %context.engine_id, "starts");
         let tasks = TaskTracker::new();
@@ -114,7 +127,8 @@ impl<B: Broker, E: Engine> Worker<B, E> {
                 () = forwarder.phases.stopping.cancelled() => {}
             }
         });
-        if stopping.run_until_cancelled(begin(&context, &tasks, reports, left, epoch)).await.is_some() {
+        let begun = begin(&context, &tasks, reports, left, epoch, &ready);
+        if stopping.run_until_cancelled(begun).await.is_some() {
             let claimer = tasks.spawn(claim::run(Arc::clone(&context)));
             stopping.cancelled().await;
             if let Err(panic) = claimer.await {
@@ -133,6 +147,7 @@ async fn begin<B: Broker, E: Engine>(
     reports: Reports,
     left: Vec<AttemptRecord>,
     epoch: Epoch,
+    ready: &watch::Sender<bool>,
 ) {
     if let Err(error) = declare(context).await {
         return context.fail(error.into());
@@ -159,6 +174,7 @@ async fn begin<B: Broker, E: Engine>(
     tasks.spawn(probe::run(Arc::clone(context), disk_free));
     if hello.await.is_ok() {
         tasks.spawn(heartbeat::run(Arc::clone(context), seen));
+        ready.send_replace(true);
     }
 }
 

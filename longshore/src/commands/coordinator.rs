@@ -1,19 +1,33 @@
 //! `longshore coordinator`: plans runs, dispatches jobs, settles steps.
 
 use std::fs;
+use std::future::pending;
 use std::path::Path;
+use std::time::Duration;
 
 use longshore_coordinator::core::CoreConfig;
 use longshore_coordinator::{Config, Coordinator, CoordinatorError, StateLocation, Tokens};
+use longshore_protocol::Shard;
 use longshore_protocol::broker::Broker;
+use longshore_protocol::broker::amqp::AmqpBroker;
+use longshore_protocol::topology::Topology;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::cli::CoordinatorArgs;
 use crate::failure::Failure;
+use crate::render::screen;
 use crate::server;
-use crate::state::{StateDir, unusable};
+use crate::state::{StateDir, private_dir, unusable};
 
 /// In lists of connections, and before what it says.
 const NAME: &str = "longshore coordinator";
+
+/// Who takes a lead that nobody has takes it at once; that of one who was killed lapses after 3 s (P21).
+const LEAD_SOON: Duration = Duration::from_secs(1);
+
+/// Until refused queues are looked at again: somebody must mend them.
+const DECLARE_WAIT: Duration = Duration::from_secs(3);
 
 /// Whom the runs of the one `--token` are charged to.
 const TENANT: &str = "default";
@@ -26,9 +40,11 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
         Some(dir) => dir,
         None => StateDir::path()?.join("coordinator"),
     };
-    fs::create_dir_all(&dir).map_err(|error| unusable(&dir, &error))?;
+    private_dir(&dir).map_err(|error| unusable(&dir, &error))?;
     let store = StateLocation::Sqlite(dir.join("coordinator.db"));
     let broker = server::broker(&args.fleet, NAME)?;
+    let lease = Duration::from_secs(args.fleet.lease.into());
+    let topology = Topology::new(args.fleet.prefix.clone(), lease);
     let config = Config {
         listen: Some(args.listen),
         tokens,
@@ -40,13 +56,35 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
     // What is wrong with us is said at once; what is wrong with the broker may mend itself.
     let coordinator = Coordinator::open(config, broker.clone()).await.map_err(|error| refused(&error))?;
     let address = coordinator.local_addr().unwrap_or(args.listen);
-    if !server::broker_answers(&args.fleet, NAME, &shutdown).await {
-        return Ok(0);
-    }
-    eprintln!("{NAME}: ready on http://{address}");
-    let done = coordinator.run(shutdown).await;
+    screen::say(&format!("{NAME}: listens on http://{address}"));
+    // As /readyz says it. Its API answers meanwhile: what is away comes back without a restart.
+    let ready = leads(coordinator.leading(), broker.clone(), topology);
+    let ready = async move {
+        ready.await;
+        format!("on http://{address}")
+    };
+    let announced =
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(server::announce(args.fleet.amqp, NAME, ready)));
+    let done = coordinator.run(shutdown.clone()).await;
+    shutdown.cancel();
     broker.close().await;
+    let _ = announced.await;
     done.map(|()| 0).map_err(|error| refused(&error))
+}
+
+/// Waits until it leads and its queues exist.
+async fn leads(mut leading: watch::Receiver<bool>, broker: AmqpBroker, topology: Topology) {
+    if timeout(LEAD_SOON, leading.wait_for(|leading| *leading)).await.is_err() {
+        screen::say(&format!("{NAME}: standing by: another coordinator leads, or led a moment ago"));
+    }
+    // Any number of times, by anyone. Its own consumers say what is refused, and go on trying.
+    while leading.wait_for(|leading| *leading).await.is_ok() {
+        if broker.declare(&topology.of_coordinator(Shard(0))).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(DECLARE_WAIT).await;
+    }
+    pending::<()>().await;
 }
 
 /// Its own text names the mend.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use longshore_protocol::broker::amqp::AmqpBroker;
+use longshore_protocol::broker::amqp::{AmqpBroker, shown_address};
 use longshore_worker::engine::EngineInfo;
 use serde::Serialize;
 
@@ -117,9 +117,10 @@ async fn rabbitmq(args: &DoctorArgs) -> Check {
     let Some(uri) = args.amqp.as_deref().filter(|uri| !uri.is_empty()) else {
         return Check::new("RabbitMQ", State::NotLookedAt, "no address given with --amqp or LONGSHORE_AMQP");
     };
+    let at = shown_address(uri).map_or_else(String::new, |address| format!(" at {address}"));
     match AmqpBroker::probe(uri).await {
-        Ok(server) => Check::new("RabbitMQ", State::Ok, format!("{} {}", server.product, server.version)),
-        Err(error) => Check::new("RabbitMQ", State::Problem, error.to_string())
+        Ok(server) => Check::new("RabbitMQ", State::Ok, format!("{} {}{at}", server.product, server.version)),
+        Err(error) => Check::new("RabbitMQ", State::Problem, format!("no use of it{at}: {}", error.reason()))
             .mend("start RabbitMQ, or mend the address, user and password in --amqp or LONGSHORE_AMQP"),
     }
 }

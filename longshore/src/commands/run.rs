@@ -4,9 +4,10 @@ use longshore_protocol::RunId;
 
 use crate::cli::{Output, RunArgs};
 use crate::embedded::{Embedded, default_slots, find_engine};
-use crate::failure::Failure;
+use crate::failure::{EXIT_CANCELLED, Failure};
 use crate::file::{self, Prepared};
 use crate::follow::{Whose, follow};
+use crate::render::screen;
 use crate::signals::Interrupts;
 use crate::state::StateDir;
 
@@ -18,23 +19,42 @@ pub(crate) async fn run(args: RunArgs, output: Output) -> Result<u8, Failure> {
     let (prepared, found) = (prepared?, found?);
     let state = StateDir::open()?;
     let run = RunId::new();
-    let interrupts = Interrupts::catch()?;
+    let mut interrupts = Interrupts::catch()?;
     let slots = args.slots.unwrap_or_else(default_slots);
     let mut embedded = Embedded::start(state, run, &prepared.pipeline, found, slots).await?;
-    let done = carry_out(&mut embedded, run, prepared, output, interrupts).await;
-    embedded.close().await;
+    let done = carry_out(&mut embedded, run, prepared, output, &mut interrupts).await;
+    // Whoever asks a third time, or while the end takes its time, does not wait: an Engine may never answer.
+    let leaves = async {
+        if interrupts.taken() < LEAVE_AT {
+            interrupts.next().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = leaves => screen::say("longshore: leaving; the next `longshore run` removes what is left"),
+        () = embedded.close() => {}
+    }
     done
 }
+
+/// The first Ctrl-C cancels, the second kills.
+const LEAVE_AT: u32 = 3;
 
 async fn carry_out(
     embedded: &mut Embedded,
     run: RunId,
     prepared: Prepared,
     output: Output,
-    interrupts: Interrupts,
+    interrupts: &mut Interrupts,
 ) -> Result<u8, Failure> {
     let client = embedded.client().clone();
-    let pipeline = prepared.upload(&client).await?;
+    let pipeline = tokio::select! {
+        () = interrupts.next() => {
+            screen::say("longshore: cancelled; nothing was submitted");
+            return Ok(EXIT_CANCELLED);
+        }
+        pipeline = prepared.upload(&client) => pipeline?,
+    };
     client.submit(run, &pipeline).await?;
     follow(&client, run, output, Whose::Ours(embedded), interrupts).await
 }

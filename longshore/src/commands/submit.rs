@@ -16,7 +16,7 @@ pub(crate) async fn run(args: SubmitArgs, output: Output) -> Result<u8, Failure>
     let run = args.run_id.unwrap_or_default();
     client.submit(run, &pipeline).await?;
     if args.watch {
-        return follow(&client, run, output, Whose::Fleets, Interrupts::catch()?).await;
+        return follow(&client, run, output, Whose::Fleets, &mut Interrupts::catch()?).await;
     }
     match output {
         Output::Text => screen::print(format!("{run}\n").as_bytes())?,

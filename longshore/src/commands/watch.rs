@@ -9,5 +9,5 @@ use crate::signals::Interrupts;
 pub(crate) async fn run(args: &WatchArgs, output: Output) -> Result<u8, Failure> {
     let client = runs::fleet(&args.remote)?;
     let run = Runs::Fleet(client.clone()).find(&args.run).await?;
-    follow(&client, run, output, Whose::Fleets, Interrupts::catch()?).await
+    follow(&client, run, output, Whose::Fleets, &mut Interrupts::catch()?).await
 }

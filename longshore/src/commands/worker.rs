@@ -8,6 +8,7 @@ use longshore_worker::{BlobSource, Config, Worker, WorkerError};
 use crate::cli::WorkerArgs;
 use crate::embedded::{Found, default_slots, find_engine};
 use crate::failure::Failure;
+use crate::render::screen;
 use crate::server;
 use crate::state::StateDir;
 
@@ -40,17 +41,25 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
     };
     let worker = Worker::open(config, broker.clone(), engine).await.map_err(|error| refused(&error))?;
     if let Some(address) = worker.listens_on() {
-        eprintln!("{NAME}: metrics on http://{address}/metrics");
+        screen::say(&format!("{NAME}: metrics on http://{address}/metrics"));
     }
-    if !server::broker_answers(&args.fleet, NAME, &shutdown).await {
-        return Ok(0);
-    }
-    eprintln!("{NAME}: ready (id {}, engine {}, slots {slots})", worker.id(), info.id);
+    let words = format!("(id {}, engine {}, slots {slots})", worker.id(), info.id);
+    let mut ready = worker.ready();
+    let ready = async move {
+        // One that ends before never is.
+        if ready.wait_for(|ready| *ready).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        words
+    };
+    // Its pages answer meanwhile: what is away comes back without a restart.
+    let announced =
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(server::announce(args.fleet.amqp, NAME, ready)));
     let upkeep = tokio::spawn(server::upkeep(metrics, shutdown.clone()));
     let done = worker.run(shutdown.clone()).await;
     shutdown.cancel();
     broker.close().await;
-    let _ = upkeep.await;
+    let _ = tokio::join!(announced, upkeep);
     done.map(|()| 0).map_err(|error| refused(&error))
 }
 

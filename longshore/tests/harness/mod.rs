@@ -6,6 +6,7 @@
 
 #[path = "../../../tests/services.rs"]
 pub mod services;
+pub mod tap;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
