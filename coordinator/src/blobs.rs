@@ -2,6 +2,7 @@
 //!
 //! A worker beside the coordinator reads the directory itself; others fetch over HTTP.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -40,7 +41,7 @@ pub enum BlobError {
     CutOff(String),
     /// The disk's own word.
     #[error("the blob directory failed: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 /// The blobs of one directory.
@@ -81,7 +82,7 @@ impl Blobs {
     pub async fn size(&self, hash: &BlobHash) -> Result<Option<u64>, BlobError> {
         match tokio::fs::metadata(self.path(hash)).await {
             Ok(metadata) => Ok(Some(metadata.len())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -93,7 +94,7 @@ impl Blobs {
                 let bytes = file.metadata().await?.len();
                 Ok(Some((file, bytes)))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -103,27 +104,12 @@ impl Blobs {
     pub async fn put<E: std::fmt::Display>(
         &self,
         hash: &BlobHash,
-        bytes: impl Stream<Item = Result<Bytes, E>> + Unpin,
+        mut bytes: impl Stream<Item = Result<Bytes, E>> + Unpin,
     ) -> Result<bool, BlobError> {
         if self.size(hash).await?.is_some() {
             return Ok(false);
         }
-        let incoming = self.dir.join(INCOMING).join(uuid::Uuid::new_v4().to_string());
-        let taken = self.take(hash, &incoming, bytes).await;
-        if taken.is_err() {
-            // The first error wins; what stays behind is removed by a later start.
-            drop(tokio::fs::remove_file(&incoming).await);
-        }
-        taken.map(|()| true)
-    }
-
-    async fn take<E: std::fmt::Display>(
-        &self,
-        hash: &BlobHash,
-        incoming: &Path,
-        mut bytes: impl Stream<Item = Result<Bytes, E>> + Unpin,
-    ) -> Result<(), BlobError> {
-        let mut file = File::create_new(incoming).await?;
+        let (incoming, mut file) = Incoming::create(&self.dir).await?;
         let mut hasher = blake3::Hasher::new();
         let mut size = 0;
         while let Some(chunk) = bytes.next().await {
@@ -139,13 +125,41 @@ impl Blobs {
         if found != *hash {
             return Err(BlobError::Mismatch { wanted: hash.clone(), found });
         }
+        incoming.place(file, &self.path(hash)).await?;
+        Ok(true)
+    }
+}
+
+/// A file under way, in the directory for these: nobody sees half of it under its name. Removed when
+/// it is dropped without having been [placed](Self::place), also with the request it came by.
+pub(crate) struct Incoming(PathBuf);
+
+impl Incoming {
+    /// A new one, to be written.
+    pub(crate) async fn create(blob_dir: &Path) -> io::Result<(Self, File)> {
+        let dir = blob_dir.join(INCOMING);
+        tokio::fs::create_dir_all(&dir).await?;
+        let incoming = Self(dir.join(uuid::Uuid::new_v4().to_string()));
+        let file = File::create_new(&incoming.0).await?;
+        Ok((incoming, file))
+    }
+
+    /// Gives it its name. When this returns it is on disk, with its name and the directory that holds it.
+    pub(crate) async fn place(self, mut file: File, place: &Path) -> io::Result<()> {
         file.flush().await?;
         file.sync_all().await?;
-        let place = self.path(hash);
-        let parent = place.parent().expect("a blob's path has a directory of two letters");
+        let parent = place.parent().unwrap_or(place);
         tokio::fs::create_dir_all(parent).await?;
-        tokio::fs::rename(incoming, &place).await?;
+        tokio::fs::rename(&self.0, place).await?;
         File::open(parent).await?.sync_all().await?;
-        Ok(())
+        // It may have been made just now.
+        File::open(parent.parent().unwrap_or(parent)).await?.sync_all().await
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // One that was placed is not here any more; what stays behind is removed by a later start.
+        drop(std::fs::remove_file(&self.0));
     }
 }

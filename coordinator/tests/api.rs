@@ -112,6 +112,61 @@ async fn without_the_token_nothing_but_health_is_answered() {
     assert_eq!((status, summary["tenant"].as_str()), (StatusCode::CREATED, Some("alice")));
 }
 
+/// To another tenant a run is one that does not exist, whatever is asked of it.
+#[tokio::test]
+async fn a_tenant_sees_and_ends_its_own_runs_only() {
+    let mut fleet = Fleet::stopped(|config| {
+        let tokens = [("a-token", "alice"), ("b-token", "bob")];
+        config.tokens = Tokens::new(tokens.map(|(token, tenant)| (token.to_owned(), tenant.to_owned())));
+    });
+    fleet.restart().await;
+    let ask = async |token: &str, request: axum::http::request::Builder, body: String| {
+        let request = request.header("authorization", format!("Bearer {token}"));
+        let request = request.header("content-type", "application/json");
+        json_answer(&fleet.router, request.body(Body::from(body)).unwrap()).await
+    };
+    let get = async |token: &str, path: &str| ask(token, Request::get(path), String::new()).await;
+    let run = RunId::new();
+    let submit = json!({ "run": run, "pipeline": pipeline(ONE_STEP) }).to_string();
+    assert_eq!(ask("a-token", Request::post("/v1/runs"), submit.clone()).await.0, StatusCode::CREATED);
+    let of_run = ["", "/logs", "/logs?step=build", "/events"].map(|rest| format!("/v1/runs/{run}{rest}"));
+    for path in &of_run {
+        let (status, body) = get("b-token", path).await;
+        let (nowhere, unknown) = get("b-token", &path.replace(&run.to_string(), &RunId::new().to_string())).await;
+        assert_eq!((status, &body), (nowhere, &unknown), "{path} tells it from a run that does not exist");
+        assert_eq!((status, body["error"]["message"].as_str()), (StatusCode::NOT_FOUND, Some("there is no such run")));
+    }
+    let cancel = format!("/v1/runs/{run}/cancel");
+    assert_eq!(ask("b-token", Request::post(&cancel), String::new()).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(get("b-token", "/v1/runs").await.1["runs"], json!([]));
+    // Its id is taken, and stays alice's.
+    assert_eq!(ask("b-token", Request::post("/v1/runs"), submit).await.0, StatusCode::CONFLICT);
+    let (status, body) = get("a-token", &of_run[0]).await;
+    assert_eq!((status, &body["cancelling"], &body["tenant"]), (StatusCode::OK, &json!(false), &json!("alice")));
+    assert_eq!(get("a-token", "/v1/runs").await.1["runs"].as_array().unwrap().len(), 1);
+    assert_eq!(ask("a-token", Request::post(&cancel), String::new()).await.0, StatusCode::ACCEPTED);
+}
+
+/// A web page whose name was made to resolve to 127.0.0.1 speaks to us through the user's browser.
+#[tokio::test]
+async fn without_tokens_a_request_to_another_machines_name_is_refused() {
+    let fleet = Fleet::start().await;
+    let ask = async |host: &str| {
+        json_answer(&fleet.router, Request::get("/v1/runs").header("host", host).body(Body::empty()).unwrap()).await
+    };
+    let (status, body) = ask("evil.example:7420").await;
+    assert_eq!((status, body["error"]["code"].as_str()), (StatusCode::FORBIDDEN, Some("foreign_host")));
+    assert_eq!(ask("127.0.0.1:7420").await.0, StatusCode::OK);
+    assert_eq!(ask("localhost").await.0, StatusCode::OK);
+}
+
+#[test]
+fn an_empty_token_lets_nobody_in() {
+    let tokens = Tokens::new([(String::new(), "a".to_owned()), (" ".to_owned(), "b".to_owned())]);
+    assert!(tokens.is_empty());
+    assert_eq!(tokens.tenant(""), None);
+}
+
 #[tokio::test]
 async fn an_open_port_without_a_token_is_refused_with_the_mend() {
     let fleet = Fleet::stopped(|config| config.listen = Some("0.0.0.0:0".parse().unwrap()));
@@ -209,6 +264,25 @@ async fn blobs_are_taken_whole_with_the_right_hash_or_not_at_all() {
     assert_eq!(incoming, 0, "nothing of a refused upload stays");
     assert!(fleet.blob_dir().join(&hash.as_str()[..2]).join(hash.as_str()).is_file());
     assert_eq!(fleet.get("/v1/blobs/..%2F..%2Fstate.db").await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn an_upload_whose_client_goes_away_leaves_nothing() {
+    let fleet = Fleet::start().await;
+    let hash = BlobHash::of(b"never comes");
+    let body = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let request = Request::put(format!("/v1/blobs/{hash}")).body(body).unwrap();
+    let incoming = || std::fs::read_dir(fleet.blob_dir().join("incoming")).unwrap().count();
+    let begun = support::patiently("the upload's file", async {
+        while incoming() == 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+    tokio::select! {
+        answer = fleet.router.clone().oneshot(request) => panic!("{answer:?}"),
+        () = begun => {}
+    }
+    assert_eq!(incoming(), 0);
 }
 
 #[tokio::test]

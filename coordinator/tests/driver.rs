@@ -10,11 +10,14 @@ use longshore_coordinator::Coordinator;
 use longshore_coordinator::core::entry::Entry;
 use longshore_coordinator::core::view::{RunOutcome, StepPhase};
 use longshore_coordinator::store::Store;
-use longshore_protocol::broker::{Broker, QUEUE_HEADER, REASON_HEADER};
+use longshore_protocol::broker::memory::MemoryBroker;
+use longshore_protocol::broker::{Broker, BrokerError, Consumer, Outgoing, PublishError, QUEUE_HEADER, REASON_HEADER};
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{AttemptRecord, Event, Phase};
 use longshore_protocol::output::Offsets;
+use longshore_protocol::topology::Queue;
 use longshore_protocol::{Attempt, Outcome, PoolName};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use support::{CHAIN, Fleet, ONE_STEP, SHARD, ScriptedWorker, claim, line, patiently};
@@ -38,6 +41,65 @@ async fn a_chain_is_submitted_carried_out_and_settled() {
     assert!(view.steps.iter().all(|step| step.phase == StepPhase::Settled && step.attempts.len() == 1));
     assert_eq!(fleet.text(&format!("/v1/runs/{run}/logs")).await, b"build | output of build\ntest | output of test\n");
     fleet.stop().await;
+}
+
+/// Notes in which order queues are consumed and ticks are sent; declaring takes a while, as on a wire.
+#[derive(Clone)]
+struct Noted {
+    broker: MemoryBroker,
+    notes: mpsc::UnboundedSender<&'static str>,
+}
+
+impl Broker for Noted {
+    async fn declare(&self, queues: &[Queue]) -> Result<(), BrokerError> {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        self.broker.declare(queues).await
+    }
+
+    async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), PublishError> {
+        self.notes.send("published").unwrap();
+        self.broker.publish(messages).await
+    }
+
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let consumer = self.broker.consume(queue, prefetch).await;
+        self.notes.send("consumed").unwrap();
+        consumer
+    }
+
+    async fn waiting(&self, queue: &Queue) -> Result<u32, BrokerError> {
+        self.broker.waiting(queue).await
+    }
+
+    async fn delete(&self, queue: &Queue) -> Result<(), BrokerError> {
+        self.broker.delete(queue).await
+    }
+
+    fn connected(&self) -> bool {
+        self.broker.connected()
+    }
+
+    async fn close(&self) {
+        self.broker.close().await;
+    }
+}
+
+/// A broker closes the channel on which something is sent to an exchange that does not exist yet.
+#[tokio::test]
+async fn p8_the_clock_ticks_only_when_its_queue_is_there_and_consumed() {
+    let fleet = Fleet::stopped(|_| {});
+    let (notes, mut noted) = mpsc::unbounded_channel();
+    let broker = Noted { broker: fleet.broker.another(), notes };
+    let coordinator = Coordinator::open(fleet.config(), broker).await.unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(coordinator.run(stop.clone()));
+    for expected in ["consumed", "consumed", "consumed", "published", "published"] {
+        assert_eq!(patiently("a note", noted.recv()).await, Some(expected));
+    }
+    stop.cancel();
+    patiently("the end", running).await.unwrap().unwrap();
 }
 
 /// A run that was taken must be carried out although the coordinator died before it published anything.
@@ -65,6 +127,29 @@ async fn p3_outbox_left_by_a_crash_is_carried_out_first() {
     let dispatched = entries.iter().filter(|entry| matches!(entry, Entry::Dispatched { .. })).count();
     assert_eq!(dispatched, 1, "carried out again is not dispatched anew: {entries:?}");
     fleet.stop().await;
+}
+
+/// More rows than one statement takes, of every kind that comes with a run; and as many confirms at once.
+#[tokio::test]
+async fn p3_a_large_run_is_written_whole_and_its_outbox_is_emptied() {
+    const STEPS: usize = 1_201;
+    let fleet = Fleet::start().await;
+    let steps: Vec<String> = (1..=STEPS).map(|n| format!("  - {{name: s{n}, image: busybox, run: echo}}")).collect();
+    let run = fleet.submitted(&format!("name: large\nsteps:\n{}", steps.join("\n"))).await;
+    let view = fleet.show(run).await;
+    let names: Vec<String> = view.steps.iter().map(|step| step.step.to_string()).collect();
+    assert_eq!(names, (1..=STEPS).map(|n| format!("s{n}")).collect::<Vec<_>>());
+    let store = Store::open(&fleet.file()).await.unwrap();
+    assert_eq!(store.entries_of(run).await.unwrap().len(), 1 + STEPS, "submitted, and each step dispatched");
+    assert_eq!(store.open_logs().await.unwrap().len(), STEPS);
+    patiently("every confirm", async {
+        while store.outbox_rows().await.unwrap() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let queue = fleet.topology().pool_jobs(SHARD, &PoolName::default());
+    assert_eq!(fleet.broker.waiting(&queue).await.unwrap() as usize, STEPS);
 }
 
 #[tokio::test]

@@ -87,6 +87,8 @@ async fn p21_a_stale_leader_can_write_nothing() {
     let batch = Batch { entries: vec![heard(2, 2)], outbox: vec![row(1)], outbox_done: vec![1], ..Batch::default() };
     let refused = stale.commit(old, &batch).await.unwrap_err();
     assert!(matches!(refused, StoreError::Deposed(epoch) if epoch == old), "{refused}");
+    assert!(matches!(stale.renew_epoch(old).await, Err(StoreError::Deposed(_))));
+    active.renew_epoch(new).await.unwrap();
     assert_eq!(active.counters().await.unwrap(), Counters { seq: 1, change: 0, outbox: 0 });
     // Giving back what is no longer its own takes it from nobody.
     stale.release_epoch(old).await.unwrap();
@@ -158,8 +160,10 @@ async fn runs_are_listed_newest_first_page_by_page() {
     let runs: Vec<RunRow> = (1..=5).map(row).collect();
     let ids: Vec<RunId> = runs.iter().rev().map(|row| row.summary.run).collect();
     store.commit(epoch, &Batch { runs, ..Batch::default() }).await.unwrap();
+    let of_tenant = async |tenant| store.list_runs(Some(tenant), None, 10).await.unwrap().len();
+    assert_eq!((of_tenant("default").await, of_tenant("other").await), (5, 0));
     let list = async |before, limit| -> Vec<RunId> {
-        store.list_runs(before, limit).await.unwrap().into_iter().map(|run| run.run).collect()
+        store.list_runs(None, before, limit).await.unwrap().into_iter().map(|run| run.run).collect()
     };
     assert_eq!(list(None, 10).await, ids);
     assert_eq!(list(None, 2).await, ids[..2]);

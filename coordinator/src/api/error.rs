@@ -24,6 +24,9 @@ pub enum ApiError {
     /// `unauthorized` (401).
     #[error("a bearer token is needed, and this is none that is known here")]
     Unauthorized,
+    /// `foreign_host` (403): no token is set, and the request names another machine than this one.
+    #[error("no token is set here, so only requests to an address or to `localhost` are answered")]
+    ForeignHost,
     /// `not_found` (404).
     #[error("there is no such {0}")]
     NotFound(&'static str),
@@ -64,6 +67,7 @@ impl ApiError {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::ForeignHost => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::ReadOnly => StatusCode::METHOD_NOT_ALLOWED,
             Self::RunExists(_) | Self::BlobsMissing(_) => StatusCode::CONFLICT,
@@ -79,6 +83,7 @@ impl ApiError {
         match self {
             Self::BadRequest(_) => "bad_request",
             Self::Unauthorized => "unauthorized",
+            Self::ForeignHost => "foreign_host",
             Self::NotFound(_) => "not_found",
             Self::RunExists(_) => "run_exists",
             Self::BlobsMissing(_) => "blobs_missing",
@@ -94,6 +99,7 @@ impl ApiError {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unauthorized => Some("send the header `Authorization: Bearer TOKEN`"),
+            Self::ForeignHost => Some("use http://127.0.0.1:PORT, or start the coordinator with a token"),
             Self::RunExists(_) => Some("choose a new id; a repeated submit sends the same pipeline"),
             Self::BlobsMissing(_) => Some("PUT each to /v1/blobs/HASH, then submit again with the same id"),
             Self::HashMismatch(_) => Some("the source changed while it was sent: pack it again"),

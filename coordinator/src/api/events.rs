@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
@@ -15,6 +16,7 @@ use longshore_protocol::RunId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::auth::Asker;
 use super::types::RunEvent;
 use super::{ApiError, ApiState};
 use crate::store::runs::Changed;
@@ -61,14 +63,15 @@ pub(super) fn last_event_id<T: std::str::FromStr>(headers: &HeaderMap) -> Result
 /// Starts with the whole view, or behind `Last-Event-ID`; ends after the run is settled and its logs are closed.
 pub(super) async fn follow(
     State(state): State<ApiState>,
+    Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let Path(run) = run?;
+    state.run_of(&asker, run).await?;
     let wake = Wake::new(&state, run);
     let mut follower = Follower { store: state.store.clone(), run, wake, seen: 0, next: VecDeque::new(), over: false };
     if let Some(seen) = last_event_id(&headers)? {
-        state.store.summary(run).await?.ok_or(ApiError::NotFound("run"))?;
         follower.seen = seen;
     } else {
         let state = state.store.run(run).await?.ok_or(ApiError::NotFound("run"))?;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -16,6 +17,7 @@ use longshore_protocol::output::Ending;
 use longshore_protocol::{Attempt, RunId, StepName};
 use serde::Deserialize;
 
+use super::auth::Asker;
 use super::events::{Wake, last_event_id, sse};
 use super::types::LogEvent;
 use super::{ApiError, ApiState};
@@ -44,11 +46,13 @@ pub(super) struct Wanted {
 /// SSE if the client accepts `text/event-stream`, else `text/plain` with the bytes as they were.
 pub(super) async fn logs(
     State(state): State<ApiState>,
+    Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
     wanted: Result<Query<Wanted>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let (Path(run), Query(wanted)) = (run?, wanted?);
+    state.run_of(&asker, run).await?;
     // Before the first look at the store, so that nothing is committed in between unseen.
     let wake = if wanted.follow { Wake::new(&state, run) } else { None };
     let one_step = wanted.step.is_some();
@@ -78,7 +82,6 @@ async fn reader(
 ) -> Result<(LogReader, Selection), ApiError> {
     let mut selection = Selection { run, execution: None, attempt: wanted.attempt };
     let mut newest = Attempt::FIRST;
-    state.store.summary(run).await?.ok_or(ApiError::NotFound("run"))?;
     match &wanted.step {
         Some(step) => {
             let view = state.store.step(run, step).await?.ok_or(ApiError::NotFound("step"))?;
@@ -185,10 +188,7 @@ fn raw(event: LogEvent, one_step: bool) -> Bytes {
             }
             bytes.into()
         }
-        LogEvent::Gap { step, text, .. } if one_step => {
-            drop(step);
-            format!("{text}\n").into()
-        }
+        LogEvent::Gap { text, .. } if one_step => format!("{text}\n").into(),
         LogEvent::Gap { step, text, .. } => format!("{step} | {text}\n").into(),
         LogEvent::End => Bytes::new(),
     }

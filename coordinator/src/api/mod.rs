@@ -10,6 +10,10 @@
 //! | `HEAD`, `GET`, `PUT /v1/blobs/{hash}` | [`blobs`] |
 //! | `GET /healthz`, `/readyz`, `/metrics` | [`health`] |
 //!
+//! A token sees its tenant's runs: another's is `not_found`. What the fleet shares is for every token:
+//! its workers, its metrics, and blobs, which workers of no tenant fetch and whose name, the hash of
+//! the content, only who has the content knows.
+//!
 //! Reads are answered from the store, by whoever leads or stands by; writes by the leader's driver.
 
 mod auth;
@@ -105,8 +109,16 @@ impl ApiState {
             return Err(ApiError::NotLeading);
         }
         let (reply, answer) = tokio::sync::oneshot::channel();
-        live.commands.send(command(reply)).await.map_err(|_| ApiError::NotLeading)?;
-        answer.await.map_err(|_| ApiError::NotLeading)
+        let answered = async {
+            live.commands.send(command(reply)).await.ok()?;
+            answer.await.ok()
+        };
+        // One that was not taken before the reign ended would wait for the next one, or for ever.
+        tokio::select! {
+            biased;
+            answer = answered => answer.ok_or(ApiError::NotLeading),
+            _ = leading.wait_for(|leading| !*leading) => Err(ApiError::NotLeading),
+        }
     }
 }
 
@@ -129,4 +141,46 @@ pub(crate) fn router(state: ApiState) -> Router {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let open = Router::new().route("/healthz", get(health::healthz)).route("/readyz", get(health::readyz));
     guarded.merge(open).fallback(async || ApiError::NotFound("page")).with_state(state)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a test's helper that fails has failed its test
+
+    use longshore_protocol::RunId;
+    use longshore_protocol::outcome::CancelledBy;
+
+    use super::*;
+
+    /// It would hold its client, and the end of the process, for ever.
+    #[tokio::test]
+    async fn a_command_that_no_reign_takes_is_answered_when_the_reign_ends() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+        let blobs = Blobs::open(dir.path(), 0).await.unwrap();
+        let (commands, taken) = mpsc::channel(1);
+        let (leading, leading_in) = watch::channel(true);
+        let live = Live {
+            commands,
+            feed: Arc::default(),
+            workers: watch::channel(Vec::new()).1,
+            leading: leading_in,
+            broker_connected: Arc::new(|| true),
+            closing: CancellationToken::new(),
+        };
+        let state = ApiState::new(store, blobs, ChunkFiles::in_blobs(dir.path())).with_live(live);
+        // The first one fills the line, the second one waits to get into it.
+        let ask = async || {
+            let (run, by) = (RunId::new(), CancelledBy::User);
+            state.command(|reply| Command::Cancel { run, by, reply }).await
+        };
+        let end = async {
+            while taken.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            leading.send_replace(false);
+        };
+        let (first, second, ()) = tokio::join!(ask(), ask(), end);
+        assert!(matches!((first, second), (Err(ApiError::NotLeading), Err(ApiError::NotLeading))));
+    }
 }

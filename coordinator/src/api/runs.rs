@@ -1,13 +1,14 @@
 //! Runs and workers: list, show, cancel.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use longshore_protocol::RunId;
 use longshore_protocol::outcome::CancelledBy;
 use serde::Deserialize;
 
+use super::auth::Asker;
 use super::types::{RunList, WorkerList};
 use super::{ApiError, ApiState};
 use crate::core::view::{RunSummary, RunView};
@@ -25,14 +26,15 @@ pub(super) struct Page {
     before: Option<RunId>,
 }
 
-/// Newest first.
+/// Newest first; the asker's own.
 pub(super) async fn list(
     State(state): State<ApiState>,
+    Extension(asker): Extension<Asker>,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<RunList>, ApiError> {
     let Query(Page { limit, before }) = page?;
     let limit = limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
-    let mut runs = state.store.list_runs(before, limit + 1).await?;
+    let mut runs = state.store.list_runs(asker.only(), before, limit + 1).await?;
     let more = runs.len() > limit as usize;
     runs.truncate(limit as usize);
     let next = if more { runs.last().map(|run| run.run) } else { None };
@@ -42,9 +44,11 @@ pub(super) async fn list(
 /// With every step.
 pub(super) async fn show(
     State(state): State<ApiState>,
+    Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
 ) -> Result<Json<RunView>, ApiError> {
     let Path(run) = run?;
+    state.run_of(&asker, run).await?;
     let found = state.store.run(run).await?.ok_or(ApiError::NotFound("run"))?;
     Ok(Json(found.view))
 }
@@ -52,12 +56,13 @@ pub(super) async fn show(
 /// 202: it is asked for; claimed attempts end when their owners say so (P11). A settled run stays as it is.
 pub(super) async fn cancel(
     State(state): State<ApiState>,
+    Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
 ) -> Result<(StatusCode, Json<RunSummary>), ApiError> {
     let Path(run) = run?;
-    state.store.summary(run).await?.ok_or(ApiError::NotFound("run"))?;
+    state.run_of(&asker, run).await?;
     state.command(|reply| Command::Cancel { run, by: CancelledBy::User, reply }).await?;
-    let (summary, _) = state.store.summary(run).await?.ok_or(ApiError::NotFound("run"))?;
+    let (summary, _) = state.run_of(&asker, run).await?;
     Ok((StatusCode::ACCEPTED, Json(summary)))
 }
 

@@ -1,12 +1,14 @@
 //! The verb *submit*: takes a run, once per id.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use longshore_protocol::BlobHash;
 
-use super::auth::Tenant;
+use super::auth::Asker;
 use super::types::SubmitRequest;
 use super::{ApiError, ApiState};
 use crate::core::view::RunSummary;
@@ -16,7 +18,7 @@ use crate::pipeline::{Pipeline, validate};
 /// 201 for a new run, 200 for one that is known; 409 if its id is another pipeline's or tenant's.
 pub(super) async fn submit(
     State(state): State<ApiState>,
-    Extension(Tenant(tenant)): Extension<Tenant>,
+    Extension(Asker { tenant, .. }): Extension<Asker>,
     request: Result<Json<SubmitRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RunSummary>), ApiError> {
     let Json(SubmitRequest { run, pipeline }) = request?;
@@ -46,22 +48,27 @@ fn hash(pipeline: &Pipeline) -> Result<String, ApiError> {
 
 /// A source that was never uploaded would fail on a worker, long after the submitter has gone.
 async fn check_blobs(state: &ApiState, pipeline: &Pipeline) -> Result<(), ApiError> {
-    let mut missing = Vec::new();
+    let mut sizes = BTreeMap::new();
     for step in &pipeline.steps {
         for source in &step.sources {
             let Some((hash, bytes)) = &source.blob else {
                 let what = format!("step {}: the source {} was not packed", step.name, source.path);
                 return Err(ApiError::InvalidPipeline(what));
             };
-            match state.blobs.size(hash).await? {
-                None if !missing.contains(hash) => missing.push(hash.clone()),
-                Some(found) if found != *bytes => {
-                    let what = format!("step {}: blob {hash} has {found} bytes, not {bytes}", step.name);
-                    return Err(ApiError::InvalidPipeline(what));
-                }
-                _ => {}
+            // Each is looked for once, of however many steps it is a source.
+            let found = match sizes.get(hash) {
+                Some(found) => *found,
+                None => *sizes.entry(hash).or_insert(state.blobs.size(hash).await?),
+            };
+            if let Some(found) = found
+                && found != *bytes
+            {
+                let what = format!("step {}: blob {hash} has {found} bytes, not {bytes}", step.name);
+                return Err(ApiError::InvalidPipeline(what));
             }
         }
     }
+    let missing: Vec<BlobHash> =
+        sizes.into_iter().filter(|(_, found)| found.is_none()).map(|(hash, _)| hash.clone()).collect();
     if missing.is_empty() { Ok(()) } else { Err(ApiError::BlobsMissing(missing)) }
 }

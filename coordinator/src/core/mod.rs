@@ -14,6 +14,8 @@
 //! `watch` for jobs that nobody has claimed, and `spool` for stored output. Everything concluded from it is an
 //! entry. `show` makes the views. An input costs what it changes: nothing scans a run but what concerns all of it.
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)] // pure: see clippy.toml
+
 mod beat;
 mod config;
 mod decide;

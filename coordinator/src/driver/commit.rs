@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use futures_util::future::join_all;
 use longshore_protocol::RunId;
-use longshore_protocol::broker::Broker;
+use longshore_protocol::broker::{Broker, Delivery};
+use longshore_protocol::output::Stream;
 
 use super::inputs::Internal;
 use super::writer::{Work, Writer};
@@ -67,6 +69,11 @@ impl<B: Broker> Writer<B> {
         let of_closed = work.batch.log_ends.iter().map(|end| end.claim.run);
         let changed: BTreeSet<RunId> = of_steps.chain(of_runs).chain(of_logs).chain(of_closed).collect();
         self.shared.feed.committed(changed);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            metrics::counter!("longshore_output_bytes_total", "stream" => stream.word())
+                .increment(work.output.of(stream));
+        }
+        metrics::counter!("longshore_log_chunks_total").increment(work.batch.chunks.len() as u64);
         for row in &work.batch.entries {
             entry_committed(&row.entry);
             if let Entry::Started { execution, attempt, .. } = &row.entry {
@@ -80,6 +87,8 @@ impl<B: Broker> Writer<B> {
         for run in &work.done {
             self.core.forget(*run);
             self.logs.end_run(*run);
+            // What was never claimed would fill the bound until nobody's output is asked for any more.
+            self.early.retain(|(early, ..)| early != run);
             let steps: Vec<_> = self.phases.range((*run, 0)..=(*run, usize::MAX)).map(|(key, _)| *key).collect();
             for key in steps {
                 self.phases.remove(&key);
@@ -89,9 +98,10 @@ impl<B: Broker> Writer<B> {
         if work.workers_changed {
             self.show_state();
         }
-        for delivery in work.acks {
+        // At once: one behind the other each would cost the hop to the connection's task.
+        for acked in join_all(work.acks.into_iter().map(Delivery::ack)).await {
             // On an error its connection is gone: it comes again and is a repeat then.
-            if let Err(error) = delivery.ack().await {
+            if let Err(error) = acked {
                 tracing::debug!(%error, "an ack did not arrive");
             }
         }

@@ -72,9 +72,10 @@ pub enum StateLocation {
 pub struct Tokens(Vec<(blake3::Hash, String)>);
 
 impl Tokens {
-    /// Tokens, each with its tenant.
+    /// Tokens, each with its tenant. An empty one, a variable that was left empty say, lets nobody in.
     pub fn new(tokens: impl IntoIterator<Item = (String, String)>) -> Self {
-        Self(tokens.into_iter().map(|(token, tenant)| (blake3::hash(token.as_bytes()), tenant)).collect())
+        let tokens = tokens.into_iter().filter(|(token, _)| !token.trim().is_empty());
+        Self(tokens.map(|(token, tenant)| (blake3::hash(token.as_bytes()), tenant)).collect())
     }
 
     /// Whether no token is asked for.

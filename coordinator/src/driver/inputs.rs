@@ -36,6 +36,16 @@ pub(crate) enum Command {
     Cancel { run: RunId, by: CancelledBy, reply: oneshot::Sender<()> },
 }
 
+impl Command {
+    /// How many steps it brings; at least 1, so that a count of them bounds a batch.
+    pub(super) fn steps(&self) -> usize {
+        match self {
+            Self::Submit { pipeline, .. } => pipeline.steps.len().max(1),
+            Self::Cancel { .. } => 1,
+        }
+    }
+}
+
 /// What became of a submit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
@@ -123,13 +133,14 @@ impl Intake {
     }
 }
 
-/// Declares the coordinator's queues and consumes them, when the broker is there and lets us.
+/// Declares the coordinator's queues and consumes them, when the broker is there and lets us. What is
+/// sent to them before has no exchange yet, which costs the sender its channel.
 pub(super) async fn consume<B: Broker>(
     broker: B,
     topology: Topology,
     shard: Shard,
     backoff: std::time::Duration,
-    ready: mpsc::Sender<[Consumer; 3]>,
+    ready: &mpsc::Sender<[Consumer; 3]>,
 ) {
     loop {
         let consuming = async {

@@ -46,6 +46,9 @@ const STAND_BY: Duration = Duration::from_millis(500);
 /// How often the recorder's histograms are drained while nobody scrapes: they hold every sample until then.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
+/// How long requests under way may take to end when the process ends: an upload that does not go on would hold it for ever.
+const SERVER_GRACE: Duration = Duration::from_secs(5);
+
 /// Why a coordinator cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordinatorError {
@@ -179,10 +182,15 @@ impl<B: Broker> Coordinator<B> {
         let upkeep = tokio::spawn(upkeep(self.api.metrics(), self.closing.clone()));
         let ended = self.stand_by_and_lead(&shutdown).await;
         self.closing.cancel();
-        if let Some(server) = server
-            && let Ok(Err(error)) = server.await
-        {
-            tracing::warn!(%error, "the HTTP server ended badly");
+        if let Some(mut server) = server {
+            match tokio::time::timeout(SERVER_GRACE, &mut server).await {
+                Ok(Ok(Err(error))) => tracing::warn!(%error, "the HTTP server ended badly"),
+                Ok(_) => {}
+                Err(_) => {
+                    tracing::warn!("requests were still under way: they are cut off");
+                    server.abort();
+                }
+            }
         }
         drop(upkeep.await);
         self.shared.store.close().await;
@@ -191,11 +199,16 @@ impl<B: Broker> Coordinator<B> {
 
     async fn stand_by_and_lead(&mut self, shutdown: &CancellationToken) -> Result<(), CoordinatorError> {
         let holder = format!("process {}", std::process::id());
+        let mut failing = false;
         while !shutdown.is_cancelled() {
-            match self.shared.store.take_epoch(&holder).await {
+            let taken = self.shared.store.take_epoch(&holder).await;
+            // Said once, not with every try: on a full disk the log would only make it worse.
+            let failed_before = std::mem::replace(&mut failing, taken.is_err());
+            match taken {
                 Ok(Some(epoch)) => self.lead(epoch, shutdown).await?,
                 Ok(None) => tracing::debug!("another coordinator leads: standing by"),
-                Err(error) => tracing::error!(%error, "the epoch cannot be taken"),
+                Err(error) if failed_before => tracing::debug!(%error, "the epoch still cannot be taken"),
+                Err(error) => tracing::error!(%error, "the epoch cannot be taken: trying again until it can"),
             }
             shutdown.run_until_cancelled(tokio::time::sleep(STAND_BY)).await;
         }
@@ -212,6 +225,8 @@ impl<B: Broker> Coordinator<B> {
         self.leading.send_replace(true);
         let led = reign::lead(self.shared.clone(), epoch, &mut self.commands, shutdown).await;
         self.leading.send_replace(false);
+        // Whoever asked is told by the line above; what was not taken must not be carried out in a later reign.
+        while self.commands.try_recv().is_ok() {}
         metrics::gauge!("longshore_leader").set(0.0);
         match led {
             Ok(()) => {

@@ -18,9 +18,10 @@ use super::{Shared, clock, gone};
 use crate::core::Core;
 use crate::core::input::Millis;
 use crate::logs::LogDesk;
-use crate::store::StoreError;
+use crate::pipeline::STEPS_MAX;
 use crate::store::batch::OutboxAbout;
 use crate::store::epoch::RENEW;
+use crate::store::{Store, StoreError};
 
 /// Rows of the outbox looked through at a time when a reign begins.
 const OUTBOX_PAGE: u32 = 1_000;
@@ -50,7 +51,13 @@ pub(super) async fn lead<B: Broker>(
     let _guard = stop.clone().drop_guard();
     let tracker = TaskTracker::new();
     let led = async {
-        let (writer, intake, internals) = recover(shared, epoch, &tracker, &stop).await?;
+        // A long journal takes longer to replay than an epoch lapses: two that stand by would take it
+        // from each other for ever. That it is lost all the same, the first transaction says.
+        let recovering = stop.child_token();
+        tracker.spawn(recovering.clone().run_until_cancelled_owned(renew(shared.store.clone(), epoch)));
+        let recovered = recover(shared, epoch, &tracker, &stop).await;
+        recovering.cancel();
+        let (writer, intake, internals) = recovered?;
         rule(writer, intake, internals, commands, &stop).await
     };
     let led = led.await;
@@ -58,6 +65,15 @@ pub(super) async fn lead<B: Broker>(
     tracker.close();
     tracker.wait().await;
     led
+}
+
+async fn renew(store: Store, epoch: Epoch) {
+    loop {
+        tokio::time::sleep(RENEW).await;
+        if let Err(error) = store.renew_epoch(epoch).await {
+            tracing::warn!(%error, %epoch, "the epoch was not renewed");
+        }
+    }
 }
 
 /// Reads what the last reign left, and starts the tasks around the writer.
@@ -74,6 +90,8 @@ async fn recover<B: Broker>(
         core.replay(&entry, at).map_err(|illegal| ReignError::Replay(illegal.to_string()))?;
         now = at;
         runs.extend(entry.run());
+        // Replay has no await of its own, and others share this thread.
+        tokio::task::consume_budget().await;
     }
     let counters = shared.store.counters().await?;
     let (mut jobs, mut outstanding) = (BTreeMap::<_, (u64, u64)>::new(), BTreeSet::new());
@@ -147,10 +165,14 @@ fn start_tasks<B: Broker>(
         declared: BTreeSet::new(),
     };
     spawn(Box::pin(publisher.run()));
-    spawn(Box::pin(consume(broker.clone(), topology.clone(), SHARD, RENEW, ready)));
-    let heartbeats = topology.heartbeats(SHARD).address();
-    let lease = shared.lease;
-    spawn(Box::pin(clock::tick(broker.clone(), heartbeats, epoch, shared.tick, lease, tick_back_in)));
+    let (consuming, queues) = (broker.clone(), topology.clone());
+    let (every, lease) = (shared.tick, shared.lease);
+    spawn(Box::pin(async move {
+        consume(consuming.clone(), queues.clone(), SHARD, RENEW, &ready).await;
+        // P8: the clock begins when a tick has where to go, and can come back.
+        let heartbeats = queues.heartbeats(SHARD).address();
+        clock::tick(consuming, heartbeats, epoch, every, lease, tick_back_in).await;
+    }));
     spawn(Box::pin(gone::look(broker, topology, SHARD, looks_in, internals.clone())));
     let hands = Hands { tracker: tracker.clone(), stop: stop.clone(), internals, newest, tick_back, looks };
     (hands, Intake::new(arriving), internals_in)
@@ -179,12 +201,15 @@ async fn rule<B: Broker>(
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => Arrival::Clock,
         };
         let idle = matches!(first, Arrival::Renew) && writer.committed_at.elapsed() < RENEW / 2;
+        let mut steps = if let Arrival::Command(command) = &first { command.steps() } else { 0 };
         let mut arrivals = vec![first];
-        while let Ok(command) = commands.try_recv() {
+        // There may be as many as fit the line, and each may be a run as large as any: all of them at
+        // once would take longer than the epoch lapses.
+        while steps < STEPS_MAX
+            && let Ok(command) = commands.try_recv()
+        {
+            steps += command.steps();
             arrivals.push(Arrival::Command(command));
-            if arrivals.len() > super::inputs::COMMANDS {
-                break;
-            }
         }
         for _ in 0..INTERNALS {
             let Ok(internal) = internals.try_recv() else { break };

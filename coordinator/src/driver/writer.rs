@@ -7,7 +7,7 @@ use longshore_protocol::broker::{Broker, Delivery, dead_letter};
 use longshore_protocol::control::ControlMessage;
 use longshore_protocol::event::{Claim, EventMessage};
 use longshore_protocol::heartbeat::HeartbeatMessage;
-use longshore_protocol::output::{OutputMessage, Stream};
+use longshore_protocol::output::{Offsets, OutputMessage, Stream};
 use longshore_protocol::wire::{self, Unreadable};
 use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, Shard};
 use serde::de::DeserializeOwned;
@@ -81,6 +81,8 @@ pub(super) struct Work {
     pub(super) submits: Vec<(oneshot::Sender<Taken>, Taken)>,
     pub(super) cancels: Vec<oneshot::Sender<()>>,
     pub(super) workers_changed: bool,
+    /// New bytes of output.
+    pub(super) output: Offsets,
 }
 
 impl<B: Broker> Writer<B> {
@@ -133,7 +135,7 @@ impl<B: Broker> Writer<B> {
         match command {
             Command::Submit { run, tenant, pipeline, pipeline_hash, reply } => {
                 // A run that is done was forgotten by the core: only the store knows it.
-                let known = self.core.run_summary(run).is_some() || self.shared.store.submitted(run).await?.is_some();
+                let known = self.core.run_summary(run).is_some() || self.shared.store.is_known(run).await?;
                 if !known {
                     work.hashes.insert(run, pipeline_hash);
                     self.apply(&Input::Submit { run, tenant, pipeline }, work);
@@ -174,7 +176,6 @@ impl<B: Broker> Writer<B> {
             }
             Internal::Sealed { claim, chunks: Ok(chunks) } => {
                 self.logs.sealed(&claim, &chunks);
-                metrics::counter!("longshore_log_chunks_total").increment(chunks.len() as u64);
                 work.batch.chunks.extend(chunks.into_iter().map(|(chunk, _)| chunk));
             }
             Internal::Sealed { claim, chunks: Err(error) } => {
@@ -261,8 +262,7 @@ impl<B: Broker> Writer<B> {
             OutputFence::Current => match self.logs.take(&claim, lines) {
                 Some(taken) => {
                     for stream in [Stream::Stdout, Stream::Stderr] {
-                        metrics::counter!("longshore_output_bytes_total", "stream" => stream.word())
-                            .increment(taken.new.of(stream));
+                        *work.output.of_mut(stream) += taken.new.of(stream);
                     }
                     if taken.new.total() > 0 {
                         self.apply(&Input::Stored { claim: claim.clone(), offsets: taken.stored }, work);

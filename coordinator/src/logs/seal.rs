@@ -1,12 +1,15 @@
 //! The open end of a log becomes chunks: files that do not change any more, with an index in the store.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use longshore_protocol::event::Claim;
 use longshore_protocol::output::{Line, Offsets};
 use longshore_protocol::{Attempt, ExecutionId, RunId};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 
+use crate::blobs::Incoming;
 use crate::store::batch::{ChunkRow, decode_lines, encode_lines};
 use crate::store::{Store, StoreError};
 
@@ -16,6 +19,10 @@ pub const CHUNK_BYTES: u64 = 1024 * 1024;
 
 /// zstd's own default: 1 MiB in about 5 ms, a fifth to a tenth of its size.
 const LEVEL: i32 = 3;
+
+/// Logs sealed at once: each holds its open end in memory, and one of the store's connections while it
+/// reads it. Of a fleet's logs hundreds may be due at the same moment.
+const SEALS_MAX: usize = 2;
 
 /// What is to be sealed: lines of one log that are committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,22 +65,28 @@ pub enum ChunkError {
 /// The files of the sealed chunks: `logs/RUN/EXECUTION-ATTEMPT-LINE.zst` in the blob directory.
 #[derive(Clone, Debug)]
 pub struct ChunkFiles {
-    dir: PathBuf,
+    blob_dir: PathBuf,
+    seals: Arc<Semaphore>,
 }
 
 impl ChunkFiles {
     /// The files beside the blobs of a directory.
     pub fn in_blobs(dir: &Path) -> Self {
-        Self { dir: dir.join("logs") }
+        Self { blob_dir: dir.to_owned(), seals: Arc::new(Semaphore::new(SEALS_MAX)) }
     }
 
     fn file(&self, run: RunId, execution: ExecutionId, attempt: Attempt, first_line: u64) -> PathBuf {
-        self.dir.join(run.to_string()).join(format!("{}-{attempt}-{first_line}.zst", execution.to_hex()))
+        self.blob_dir
+            .join("logs")
+            .join(run.to_string())
+            .join(format!("{}-{attempt}-{first_line}.zst", execution.to_hex()))
     }
 
     /// Seals as many whole chunks as there are; what is shorter stays open. They count once their
     /// rows are written; sealed again after a crash between, they are the same files.
     pub async fn seal(&self, store: &Store, order: &SealOrder) -> Result<Vec<(ChunkRow, Sealed)>, ChunkError> {
+        // Nobody closes it; without it a seal would only be one more at once.
+        let _permit = self.seals.acquire().await.ok();
         let rows = store.open_rows(&order.claim, order.first_line, order.end_line).await?;
         let mut chunks = Vec::new();
         let (mut data, mut lines) = (Vec::new(), 0);
@@ -88,7 +101,7 @@ impl ChunkFiles {
             if data.len() as u64 >= CHUNK_BYTES {
                 let raw_bytes = data.len() as u64;
                 let file = self.file(order.claim.run, order.claim.execution, order.claim.attempt, first_line);
-                let bytes = write(file, std::mem::take(&mut data)).await?;
+                let bytes = self.write(&file, std::mem::take(&mut data)).await?;
                 let chunk = ChunkRow { claim: order.claim.clone(), first_line, lines, before, bytes };
                 chunks.push((chunk, Sealed { after, raw_bytes }));
                 first_line += lines;
@@ -97,6 +110,22 @@ impl ChunkFiles {
             }
         }
         Ok(chunks)
+    }
+
+    /// Compresses and writes a file that is on disk, its name included, when this returns its size. It
+    /// has its name when it is whole: a leader that is deposed and does not know it yet may write it again.
+    async fn write(&self, file: &Path, data: Vec<u8>) -> Result<u64, ChunkError> {
+        let packed = tokio::task::spawn_blocking(move || zstd::encode_all(data.as_slice(), LEVEL))
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let written = async {
+            let packed = packed?;
+            let (incoming, mut open) = Incoming::create(&self.blob_dir).await?;
+            open.write_all(&packed).await?;
+            incoming.place(open, file).await?;
+            Ok(packed.len() as u64)
+        };
+        written.await.map_err(|error| ChunkError::Io { file: file.to_owned(), error })
     }
 
     /// Every line of a chunk.
@@ -116,24 +145,4 @@ impl ChunkFiles {
         // Unpacking takes milliseconds of processor time: not on a thread that others wait for.
         tokio::task::spawn_blocking(unpack).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
-}
-
-/// Compresses and writes a file that is on disk, its name included, when this returns its size.
-async fn write(file: PathBuf, data: Vec<u8>) -> Result<u64, ChunkError> {
-    let failed = |error| ChunkError::Io { file: file.clone(), error };
-    let packed = tokio::task::spawn_blocking(move || zstd::encode_all(data.as_slice(), LEVEL))
-        .await
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-        .map_err(failed)?;
-    let written = async {
-        let parent = file.parent().expect("a chunk's path has its run's directory");
-        tokio::fs::create_dir_all(parent).await?;
-        let mut open = tokio::fs::File::create(&file).await?;
-        open.write_all(&packed).await?;
-        open.flush().await?;
-        open.sync_all().await?;
-        tokio::fs::File::open(parent).await?.sync_all().await
-    };
-    written.await.map_err(failed)?;
-    Ok(packed.len() as u64)
 }

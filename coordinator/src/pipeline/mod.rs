@@ -13,6 +13,7 @@
 //!
 //! A stage goes on after a mistake where it can, so that a user sees all of them at once.
 
+#![deny(clippy::disallowed_methods)] // pure: see clippy.toml
 #![allow(rustdoc::private_intra_doc_links, reason = "the reading order is for whoever reads the sources")]
 
 mod bounds;

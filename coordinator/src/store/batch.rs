@@ -5,13 +5,17 @@ use longshore_protocol::output::{Line, Offsets};
 use longshore_protocol::topology::Address;
 use longshore_protocol::{Epoch, RunId, StepName};
 use serde::{Deserialize, Serialize};
-use sqlx::SqliteConnection;
+use sqlx::query_builder::Separated;
+use sqlx::{Connection, QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{Store, StoreError, sql, to_json};
 use crate::core::effect::JobQueue;
 use crate::core::entry::{Entry, LogGap};
 use crate::core::input::Millis;
 use crate::core::view::{RunSummary, StepView};
+
+/// Rows in one statement. SQLite takes 32,766 bound values in one and Postgres 65,535; the widest row has 8.
+const ROWS: usize = 500;
 
 /// What one transaction writes. Numbers (`seq`, `change`, `id`) are given by the one writer.
 #[derive(Debug, Default)]
@@ -190,59 +194,118 @@ pub fn decode_lines(data: &[u8]) -> Result<Vec<Line>, StoreError> {
 impl Store {
     /// Writes all of it or nothing. [`StoreError::Deposed`] if another epoch leads (P21).
     pub async fn commit(&self, epoch: Epoch, batch: &Batch) -> Result<(), StoreError> {
-        let mut transaction = self.begin(epoch).await?;
-        batch.write(&mut transaction).await?;
-        // A run of ten thousand steps takes seconds to write: whoever stands by and waited for the lock
+        let mut connection = self.writer.acquire().await?;
+        let written = batch.transaction(epoch, &mut connection).await;
+        if written.is_err() {
+            // On a full disk SQLite rolls back by itself, and sqlx counts the transaction as open for
+            // ever: this connection would refuse every later one.
+            connection.close_on_drop();
+        }
+        written
+    }
+}
+
+impl Batch {
+    async fn transaction(&self, epoch: Epoch, connection: &mut SqliteConnection) -> Result<(), StoreError> {
+        // It holds the write lock from its start: an upgrade from reading gets BUSY whatever the timeout.
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
+        super::epoch::touch(&mut transaction, epoch).await?;
+        self.write(&mut transaction).await?;
+        // A run of ten thousand steps takes a while to write: whoever stands by and waited for the lock
         // must not find an epoch that looks lapsed.
         super::epoch::touch(&mut transaction, epoch).await?;
         transaction.commit().await?;
         Ok(())
     }
-}
 
-impl Batch {
     async fn write(&self, to: &mut SqliteConnection) -> Result<(), StoreError> {
-        for row in &self.entries {
-            write_entry(to, row).await?;
-        }
-        for row in &self.runs {
-            write_run(to, row).await?;
-        }
-        for row in &self.steps {
-            write_step(to, row).await?;
-        }
-        for row in &self.outbox {
-            sqlx::query("INSERT INTO outbox (id, about, exchange, routing_key, body) VALUES ($1, $2, $3, $4, $5)")
-                .bind(row.id)
-                .bind(to_json(&row.about))
-                .bind(&row.to.exchange)
-                .bind(&row.to.routing_key)
-                .bind(&row.body)
-                .execute(&mut *to)
-                .await?;
-        }
-        for id in &self.outbox_done {
-            sqlx::query("DELETE FROM outbox WHERE id = $1").bind(id).execute(&mut *to).await?;
+        insert(to, "INSERT INTO journal (seq, run, worker, at_ms, entry) ", "", &self.entries, |mut values, row| {
+            let heard_of = match &row.entry {
+                Entry::Heard { worker, .. } => Some(worker.to_string()),
+                _ => None,
+            };
+            let run = row.entry.run().map(|run| run.to_string());
+            values.push_bind(sql(row.seq)).push_bind(run).push_bind(heard_of);
+            values.push_bind(sql(row.at_ms)).push_bind(to_json(&row.entry));
+        })
+        .await?;
+        insert(
+            to,
+            "INSERT INTO runs (run, submitted_at_ms, tenant, pipeline_hash, done, change, summary) ",
+            " ON CONFLICT (run) DO UPDATE SET done = excluded.done, change = excluded.change, summary = excluded.summary",
+            &self.runs,
+            |mut values, row| {
+                let summary = &row.summary;
+                values.push_bind(summary.run.to_string()).push_bind(sql(summary.submitted_at_ms));
+                values.push_bind(summary.tenant.clone()).push_bind(row.pipeline_hash.clone());
+                values.push_bind(row.done).push_bind(sql(row.change)).push_bind(to_json(summary));
+            },
+        )
+        .await?;
+        insert(
+            to,
+            "INSERT INTO steps (run, idx, step, execution, change, view) ",
+            " ON CONFLICT (run, idx) DO UPDATE SET change = excluded.change, view = excluded.view",
+            &self.steps,
+            |mut values, row| {
+                values.push_bind(row.run.to_string()).push_bind(sql(row.index as u64));
+                values.push_bind(row.view.step.0.clone()).push_bind(row.view.execution.to_string());
+                values.push_bind(sql(row.change)).push_bind(to_json(&row.view));
+            },
+        )
+        .await?;
+        insert(
+            to,
+            "INSERT INTO outbox (id, about, exchange, routing_key, body) ",
+            "",
+            &self.outbox,
+            |mut values, row| {
+                values.push_bind(row.id).push_bind(to_json(&row.about)).push_bind(row.to.exchange.clone());
+                values.push_bind(row.to.routing_key.clone()).push_bind(row.body.clone());
+            },
+        )
+        .await?;
+        for ids in self.outbox_done.chunks(ROWS) {
+            let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM outbox WHERE id IN (");
+            let mut list = query.separated(", ");
+            for id in ids {
+                list.push_bind(*id);
+            }
+            list.push_unseparated(")");
+            query.build().persistent(ids.len() == 1).execute(&mut *to).await?;
         }
         self.write_logs(to).await
     }
 
     async fn write_logs(&self, to: &mut SqliteConnection) -> Result<(), StoreError> {
-        for log in &self.logs {
-            sqlx::query(
-                "INSERT INTO logs (execution, attempt, run, step, stdout, stderr, lines, closed) \
-                 VALUES ($1, $2, $3, $4, 0, 0, 0, FALSE) ON CONFLICT (execution, attempt) DO NOTHING",
-            )
-            .bind(log.claim.execution.to_string())
-            .bind(i64::from(log.claim.attempt.0))
-            .bind(log.claim.run.to_string())
-            .bind(log.step.as_str())
-            .execute(&mut *to)
-            .await?;
-        }
-        for row in &self.log_rows {
-            write_log_row(to, row).await?;
-        }
+        insert(
+            to,
+            "INSERT INTO logs (execution, attempt, run, step, stdout, stderr, lines, closed) ",
+            " ON CONFLICT (execution, attempt) DO NOTHING",
+            &self.logs,
+            |mut values, log| {
+                values.push_bind(log.claim.execution.to_string()).push_bind(i64::from(log.claim.attempt.0));
+                values.push_bind(log.claim.run.to_string()).push_bind(log.step.0.clone());
+                values.push("0, 0, 0, FALSE");
+            },
+        )
+        .await?;
+        insert(
+            to,
+            "INSERT INTO log_rows (change, run, execution, attempt, first_line, lines, data, gap) ",
+            "",
+            &self.log_rows,
+            |mut values, row| {
+                let (lines, data, gap) = match &row.content {
+                    RowContent::Lines { lines, data } => (*lines, Some(data.clone()), None),
+                    RowContent::Gap(gap) => (0, None, Some(to_json(gap))),
+                };
+                values.push_bind(sql(row.change)).push_bind(row.claim.run.to_string());
+                values.push_bind(row.claim.execution.to_string()).push_bind(i64::from(row.claim.attempt.0));
+                values.push_bind(sql(row.first_line)).push_bind(sql(lines)).push_bind(data).push_bind(gap);
+            },
+        )
+        .await?;
         for end in &self.log_ends {
             sqlx::query(
                 "UPDATE logs SET stdout = $3, stderr = $4, lines = $5, closed = $6 \
@@ -264,75 +327,22 @@ impl Batch {
     }
 }
 
-async fn write_entry(to: &mut SqliteConnection, row: &EntryRow) -> Result<(), StoreError> {
-    let heard_of = match &row.entry {
-        Entry::Heard { worker, .. } => Some(worker.as_str()),
-        _ => None,
-    };
-    sqlx::query("INSERT INTO journal (seq, run, worker, at_ms, entry) VALUES ($1, $2, $3, $4, $5)")
-        .bind(sql(row.seq))
-        .bind(row.entry.run().map(|run| run.to_string()))
-        .bind(heard_of)
-        .bind(sql(row.at_ms))
-        .bind(to_json(&row.entry))
-        .execute(to)
-        .await?;
-    Ok(())
-}
-
-async fn write_run(to: &mut SqliteConnection, row: &RunRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO runs (run, submitted_at_ms, tenant, pipeline_hash, done, change, summary) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (run) DO UPDATE \
-         SET done = excluded.done, change = excluded.change, summary = excluded.summary",
-    )
-    .bind(row.summary.run.to_string())
-    .bind(sql(row.summary.submitted_at_ms))
-    .bind(&row.summary.tenant)
-    .bind(&row.pipeline_hash)
-    .bind(row.done)
-    .bind(sql(row.change))
-    .bind(to_json(&row.summary))
-    .execute(to)
-    .await?;
-    Ok(())
-}
-
-async fn write_step(to: &mut SqliteConnection, row: &StepRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO steps (run, idx, step, execution, change, view) VALUES ($1, $2, $3, $4, $5, $6) \
-         ON CONFLICT (run, idx) DO UPDATE SET change = excluded.change, view = excluded.view",
-    )
-    .bind(row.run.to_string())
-    .bind(sql(row.index as u64))
-    .bind(row.view.step.as_str())
-    .bind(row.view.execution.to_string())
-    .bind(sql(row.change))
-    .bind(to_json(&row.view))
-    .execute(to)
-    .await?;
-    Ok(())
-}
-
-async fn write_log_row(to: &mut SqliteConnection, row: &LogRow) -> Result<(), StoreError> {
-    let (lines, data, gap) = match &row.content {
-        RowContent::Lines { lines, data } => (*lines, Some(data), None),
-        RowContent::Gap(gap) => (0, None, Some(to_json(gap))),
-    };
-    sqlx::query(
-        "INSERT INTO log_rows (change, run, execution, attempt, first_line, lines, data, gap) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(sql(row.change))
-    .bind(row.claim.run.to_string())
-    .bind(row.claim.execution.to_string())
-    .bind(i64::from(row.claim.attempt.0))
-    .bind(sql(row.first_line))
-    .bind(sql(lines))
-    .bind(data)
-    .bind(gap)
-    .execute(to)
-    .await?;
+/// Many rows in one statement: each statement is a round trip to the database's thread, which for a
+/// run of ten thousand steps was most of its seven seconds.
+async fn insert<T>(
+    to: &mut SqliteConnection,
+    head: &'static str,
+    tail: &'static str,
+    rows: &[T],
+    mut values: impl FnMut(Separated<'_, Sqlite, &'static str>, &T),
+) -> Result<(), StoreError> {
+    for rows in rows.chunks(ROWS) {
+        let mut query = QueryBuilder::<Sqlite>::new(head);
+        query.push_values(rows, &mut values);
+        query.push(tail);
+        // Only the statement of one row is always the same text, and worth keeping prepared.
+        query.build().persistent(rows.len() == 1).execute(&mut *to).await?;
+    }
     Ok(())
 }
 
@@ -362,4 +372,31 @@ async fn write_chunk(to: &mut SqliteConnection, chunk: &ChunkRow) -> Result<(), 
     .execute(to)
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)] // a test's helper that fails has failed its test
+
+    use super::*;
+
+    fn large(id: i64) -> OutboxRow {
+        let to = Address { exchange: "control".to_owned(), routing_key: "w1".to_owned() };
+        OutboxRow { id, about: OutboxAbout::Control, to, body: vec![7; 1024 * 1024] }
+    }
+
+    /// SQLite's own bound stands for the disk's: what it answers, and how it rolls back, are the same.
+    #[tokio::test]
+    async fn p3_a_full_disk_writes_nothing_and_is_no_longer_full_when_there_is_room() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+        let epoch = store.take_epoch("t").await.unwrap().unwrap();
+        sqlx::query("PRAGMA max_page_count = 100").execute(&store.writer).await.unwrap();
+        let refused = store.commit(epoch, &Batch { outbox: vec![large(1)], ..Batch::default() }).await.unwrap_err();
+        assert!(refused.to_string().contains("full"), "{refused}");
+        assert_eq!(store.outbox_rows().await.unwrap(), 0);
+        // The bound was of that connection: now there is room.
+        store.commit(epoch, &Batch { outbox: vec![large(1)], ..Batch::default() }).await.unwrap();
+        assert_eq!(store.outbox_rows().await.unwrap(), 1);
+    }
 }

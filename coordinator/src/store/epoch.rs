@@ -1,7 +1,7 @@
 //! Who leads (P21).
 
 use longshore_protocol::Epoch;
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use sqlx::SqliteConnection;
 
 use super::{Store, StoreError, count, sql};
 
@@ -30,6 +30,11 @@ impl Store {
         Ok((taken == 1).then(|| Epoch(count(seen) + 1)))
     }
 
+    /// Touches the row and writes nothing else, while a leader has nothing to write.
+    pub async fn renew_epoch(&self, epoch: Epoch) -> Result<(), StoreError> {
+        touch(&mut *self.writer.acquire().await?, epoch).await
+    }
+
     /// Gives the epoch back, so that whoever stands by need not wait for it to lapse.
     pub async fn release_epoch(&self, epoch: Epoch) -> Result<(), StoreError> {
         sqlx::query("UPDATE epoch SET renewed_at_ms = 0 WHERE epoch = $1")
@@ -37,14 +42,6 @@ impl Store {
             .execute(&self.writer)
             .await?;
         Ok(())
-    }
-
-    /// A transaction of this reign's. It holds the write lock from its start: `BEGIN IMMEDIATE`,
-    /// because an upgrade from reading gets BUSY whatever the timeout.
-    pub(super) async fn begin(&self, epoch: Epoch) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        touch(&mut transaction, epoch).await?;
-        Ok(transaction)
     }
 }
 

@@ -5,8 +5,8 @@
 //! * [`recover`] what a new leader reads: entries of open runs, messages left in the outbox, open logs;
 //! * [`runs`] and [`log_rows`] what the API reads.
 //!
-//! Statements use `$1`, `ON CONFLICT` and 64-bit numbers only, so that Postgres takes them as they
-//! are; migrations are a folder per database. Committed means on disk (`synchronous=FULL`).
+//! Statements use `$1` (or are built by sqlx, with each database's own), `ON CONFLICT` and 64-bit numbers
+//! only, so that Postgres takes them as they are; migrations are a folder per database. Committed means on disk (`synchronous=FULL`).
 
 pub mod batch;
 pub mod epoch;
@@ -91,6 +91,11 @@ impl Store {
         let options = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(BUSY_TIMEOUT);
         let readers = SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(options);
         Ok(Self { writer: readers.clone(), readers })
+    }
+
+    /// Whether it answers: cheap enough to be asked by anybody, at any time.
+    pub async fn answers(&self) -> bool {
+        sqlx::query_as::<_, (i64,)>("SELECT epoch FROM epoch WHERE id = 1").fetch_one(&self.readers).await.is_ok()
     }
 
     /// Lets go of the file. What was committed is in it.

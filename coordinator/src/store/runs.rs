@@ -1,6 +1,7 @@
 //! What the API reads of runs.
 
 use longshore_protocol::{RunId, StepName};
+use sqlx::{QueryBuilder, Sqlite};
 
 use super::{Store, StoreError, count, from_json, sql};
 use crate::core::view::{RunSummary, RunView, StepView};
@@ -35,27 +36,23 @@ pub struct Submitted {
 }
 
 impl Store {
-    /// Runs, newest first, from behind `before` on.
-    pub async fn list_runs(&self, before: Option<RunId>, limit: u32) -> Result<Vec<RunSummary>, StoreError> {
-        let rows: Vec<(String,)> = match before {
-            None => {
-                sqlx::query_as("SELECT summary FROM runs ORDER BY submitted_at_ms DESC, run DESC LIMIT $1")
-                    .bind(i64::from(limit))
-                    .fetch_all(&self.readers)
-                    .await?
-            }
-            Some(before) => {
-                sqlx::query_as(
-                    "SELECT summary FROM runs WHERE (submitted_at_ms, run) < \
-                     (SELECT submitted_at_ms, run FROM runs WHERE run = $1) \
-                     ORDER BY submitted_at_ms DESC, run DESC LIMIT $2",
-                )
-                .bind(before.to_string())
-                .bind(i64::from(limit))
-                .fetch_all(&self.readers)
-                .await?
-            }
-        };
+    /// Runs, newest first, from behind `before` on; of one tenant, or of all.
+    pub async fn list_runs(
+        &self,
+        tenant: Option<&str>,
+        before: Option<RunId>,
+        limit: u32,
+    ) -> Result<Vec<RunSummary>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT summary FROM runs WHERE TRUE");
+        if let Some(tenant) = tenant {
+            query.push(" AND tenant = ").push_bind(tenant.to_owned());
+        }
+        if let Some(before) = before {
+            query.push(" AND (submitted_at_ms, run) < (SELECT submitted_at_ms, run FROM runs WHERE run = ");
+            query.push_bind(before.to_string()).push(")");
+        }
+        query.push(" ORDER BY submitted_at_ms DESC, run DESC LIMIT ").push_bind(i64::from(limit));
+        let rows: Vec<(String,)> = query.build_query_as().fetch_all(&self.readers).await?;
         rows.iter().map(|(summary,)| from_json("a run", summary)).collect()
     }
 
@@ -86,6 +83,16 @@ impl Store {
             .fetch_optional(&self.readers)
             .await?;
         Ok(row.map(|(pipeline_hash, tenant)| Submitted { pipeline_hash, tenant }))
+    }
+
+    /// Whether a run is known, for the one writer: by its own connection, so that no number of readers
+    /// makes it wait.
+    pub async fn is_known(&self, run: RunId) -> Result<bool, StoreError> {
+        let row: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM runs WHERE run = $1")
+            .bind(run.to_string())
+            .fetch_optional(&self.writer)
+            .await?;
+        Ok(row.is_some())
     }
 
     /// One run in the list, and whether it is done.
