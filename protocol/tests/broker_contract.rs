@@ -59,6 +59,7 @@ contract! {
     queues:
         p1_garbage_is_dead_lettered_and_the_consumer_goes_on,
         p1_garbage_is_dead_lettered_however_much_of_it_there_is,
+        p1_garbage_is_dead_lettered_though_somebody_deleted_the_dead_letters,
         a_job_that_was_returned_too_often_is_dead_lettered,
         results_are_returned_without_limit,
         p7_heartbeats_expire_and_are_not_dead_lettered,

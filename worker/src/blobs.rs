@@ -1,6 +1,7 @@
 //! Where the bytes of sources come from. They are checked against their name on the way.
 
 use std::io;
+use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use longshore_protocol::BlobHash;
@@ -13,6 +14,13 @@ use crate::error::WorkerError;
 
 /// One read of a file or socket.
 const PIECE_BYTES: usize = 64 * 1024;
+
+/// Within a site a connection takes milliseconds.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// A coordinator that says nothing for so long, also in the middle of a blob, is gone. How long all of it takes
+/// depends on its size.
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// A place that has blobs.
 pub(crate) struct Blobs {
@@ -30,7 +38,9 @@ pub(crate) struct BlobError {
 
 impl Blobs {
     pub(crate) fn new(source: BlobSource) -> Result<Self, WorkerError> {
-        let client = reqwest::Client::builder().build();
+        // Whoever has the token is asked, and nobody else: the coordinator redirects nowhere.
+        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        let client = client.connect_timeout(CONNECT).read_timeout(SILENCE).build();
         let client = client.map_err(|error| WorkerError::Blobs { reason: error.to_string() })?;
         Ok(Self { source, client })
     }
@@ -42,6 +52,7 @@ impl Blobs {
         let mut bytes = self.open(&source.blob).await.map_err(|error| failed(error.to_string()))?;
         let mut hasher = blake3::Hasher::new();
         let mut piece = vec![0; PIECE_BYTES];
+        let mut left = source.bytes;
         // The reader may stop at the tar's end, before the padding behind it; the hash covers that as well.
         let mut wanted = true;
         loop {
@@ -49,6 +60,10 @@ impl Blobs {
             if count == 0 {
                 break;
             }
+            // Not read for as long as somebody likes to send.
+            left = left
+                .checked_sub(count as u64)
+                .ok_or_else(|| failed(format!("it is longer than its {} bytes", source.bytes)))?;
             hasher.update(&piece[..count]);
             wanted = wanted && sink.write_all(&piece[..count]).await.is_ok();
         }
@@ -68,11 +83,21 @@ impl Blobs {
                     request = request.bearer_auth(token);
                 }
                 let answer = request.send().await.and_then(reqwest::Response::error_for_status);
-                let stream = answer.map_err(io::Error::other)?.bytes_stream().map_err(io::Error::other);
-                Ok(Box::new(StreamReader::new(stream)))
+                let answer = answer.map_err(chain)?;
+                if !answer.status().is_success() {
+                    return Err(io::Error::other(format!("{coordinator} answers with {}", answer.status())));
+                }
+                Ok(Box::new(StreamReader::new(answer.bytes_stream().map_err(chain))))
             }
         }
     }
+}
+
+/// With its causes: the client's first words do not say what happened.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` wants")]
+fn chain(error: reqwest::Error) -> io::Error {
+    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+    io::Error::other(causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}")))
 }
 
 #[cfg(test)]
@@ -110,6 +135,11 @@ mod tests {
         let error = fetched(BlobSource::Dir(dir.path().to_owned()), &good).await.unwrap_err().to_string();
         assert!(error.contains("its bytes have the hash"), "{error}");
 
+        let short = Source { bytes: 10, ..source(&content[1..]) };
+        let dir = stored(&short.blob, &content[1..]);
+        let error = fetched(BlobSource::Dir(dir.path().to_owned()), &short).await.unwrap_err().to_string();
+        assert!(error.contains("longer than its 10 bytes"), "{error}");
+
         let error = fetched(BlobSource::Dir(dir.path().to_owned()), &source(b"other")).await.unwrap_err().to_string();
         assert!(error.contains(source(b"other").blob.as_str()), "{error}");
     }
@@ -137,5 +167,38 @@ mod tests {
         assert!(error.contains("401"), "{error}");
         assert!(!format!("{:?}", from(Some("secret"))).contains("secret"));
         server.abort();
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_to_nobody_else_and_half_a_blob_is_an_error() {
+        use tokio::io::AsyncWriteExt as _;
+        // Two coordinators: one sends on to the other, which cuts the answer short.
+        let [first, other] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [to_first, to_other] = [&first, &other].map(|at| format!("http://{}", at.local_addr().unwrap()));
+        let redirect = format!("HTTP/1.1 307 Elsewhere\r\nlocation: {to_other}/x\r\ncontent-length: 0\r\n\r\n");
+        let half = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf".to_owned();
+        let served = [(first, redirect), (other, half)].map(|(listener, answer)| {
+            listener.set_nonblocking(true).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            tokio::spawn(async move {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let mut asked = [0; 4096];
+                assert!(connection.read(&mut asked).await.unwrap() > 0);
+                connection.write_all(answer.as_bytes()).await.unwrap();
+            })
+        });
+        let from = |coordinator: &str| BlobSource::Http {
+            coordinator: coordinator.to_owned(),
+            token: Some("secret".to_owned()),
+        };
+        let content = source(b"half a blob");
+        let error = fetched(from(&to_first), &content).await.unwrap_err().to_string();
+        assert!(error.contains("307") && !error.contains("secret"), "{error}");
+        assert!(!served[1].is_finished(), "nobody asked there");
+        let error = fetched(from(&to_other), &content).await.unwrap_err().to_string();
+        assert!(!error.contains("have the hash"), "told as what it is: {error}");
+        for server in served {
+            server.await.unwrap();
+        }
     }
 }

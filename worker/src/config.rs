@@ -40,8 +40,6 @@ pub struct Config {
     pub metrics_render: Option<PrometheusHandle>,
     /// The embedded worker is given its id. `None`: it makes one and keeps it in the state directory.
     pub worker_id: Option<WorkerId>,
-    /// Owners whose containers are removed too, because the caller has proved by their locks that they are dead.
-    pub sweep_owners: Vec<WorkerId>,
     /// P15: bytes of one step's output that are kept on disk; what goes beyond is counted, and the log says so.
     pub spool_bytes_max: u64,
 }
@@ -60,7 +58,6 @@ impl Config {
             metrics_listen: None,
             metrics_render: None,
             worker_id: None,
-            sweep_owners: Vec::new(),
             spool_bytes_max: SPOOL_BYTES_MAX,
         }
     }

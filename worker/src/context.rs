@@ -58,13 +58,11 @@ pub(crate) struct Lifetime {
 }
 
 /// How many calls of a kind go to the Engine at once, apart from the slots: more makes all of them slower
-/// (measured on the reference machine).
+/// (measured on the reference machine). Pulls are not here: whether one is needed, only the Engine's side knows.
 #[derive(Debug)]
 pub(crate) struct Gates {
     /// Create and start: best at 4 in parallel.
     pub(crate) start: Semaphore,
-    /// Pulls: the network is full with a few.
-    pub(crate) pull: Semaphore,
     /// Commits: best 2 at once, 32 a second.
     pub(crate) commit: Semaphore,
     /// Batches of output on their way: each holds some MiB at most while it is encoded.
@@ -73,7 +71,7 @@ pub(crate) struct Gates {
 
 impl Default for Gates {
     fn default() -> Self {
-        Self { start: Semaphore::new(4), pull: Semaphore::new(3), commit: Semaphore::new(2), output: Semaphore::new(4) }
+        Self { start: Semaphore::new(4), commit: Semaphore::new(2), output: Semaphore::new(4) }
     }
 }
 

@@ -104,7 +104,7 @@ async fn obey<B: Broker, E: Engine>(
                 context.attempts.forget(key).await;
             }
         }
-        Control::Sync => drop(context.reporter.records().await),
+        Control::Sync => context.reporter.records().await,
         Control::Resend { claim, stored } => context.attempts.resend(AttemptKey::of(&claim), stored),
         Control::RemoveSnapshot { snapshot } => remove_snapshot(removals, snapshot),
         Control::Refused { reason } => return Err(WorkerError::Refused { reason }),

@@ -1,6 +1,8 @@
 //! `/metrics`, `/healthz` and `/readyz` of a worker.
 
+use std::future::IntoFuture as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -16,6 +18,10 @@ use crate::engine::Engine;
 /// What Prometheus expects of its text format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// What an answer under way gets when the worker has stopped. A client that says nothing, or takes nothing, would
+/// keep the process for ever.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// Serves until the worker has stopped.
 pub(crate) async fn serve<B: Broker, E: Engine>(context: Arc<Context<B, E>>, listener: TcpListener) {
     let stopped = context.phases.stopped.clone();
@@ -25,9 +31,16 @@ pub(crate) async fn serve<B: Broker, E: Engine>(context: Arc<Context<B, E>>, lis
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(context);
-    let server = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned());
-    if let Err(error) = server.await {
-        tracing::error!(%error, "the health page ended");
+    let server = axum::serve(listener, router).with_graceful_shutdown(stopped.clone().cancelled_owned());
+    let late = async {
+        stopped.cancelled().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    tokio::select! {
+        ended = server.into_future() => if let Err(error) = ended {
+            tracing::error!(%error, "the health page ended");
+        },
+        () = late => {}
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use bytes::Bytes;
-use longshore_protocol::output::{Line, Offsets, Stream};
+use longshore_protocol::output::{LINE_BYTES_MAX, Line, Offsets, Stream};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, watch};
@@ -17,13 +17,25 @@ use crate::engine::OUTPUT_PIECES_MAX;
 use crate::lines::LineSplitter;
 use crate::metrics::{OUTPUT_BYTES, SPOOL_BYTES};
 
+/// How many bytes of frames are written at once. A line's frame is 26 bytes longer than the line: without a bound,
+/// a step that writes empty lines would take many times its output in memory.
+const FRAMES_BYTES: usize = 1024 * 1024;
+
+/// What the last piece before a write may add: 64 KiB of empty lines, and the line that it completes.
+const FRAMES_OF_A_PIECE_BYTES_MAX: usize = 64 * 1024 * 27 + LINE_BYTES_MAX;
+
 /// One attempt's output on its way to the disk.
 pub(crate) struct Spool {
     file: File,
     spooled: watch::Sender<Spooled>,
     splitters: [(Stream, LineSplitter); 2],
-    /// Final once [`finish`](Self::finish) has returned.
+    /// INVARIANT: of what is in the file whole. Final once [`finish`](Self::finish) has returned.
     offsets: Offsets,
+    /// Frames on their way to the file, and how far the streams will be when they are there.
+    frames: Vec<u8>,
+    ahead: Offsets,
+    /// A write failed, perhaps half-way: nothing may stand behind it.
+    broken: bool,
     /// P15: of output, and of the spool's file, whichever is reached first.
     bytes_max: u64,
     taken: u64,
@@ -41,6 +53,9 @@ impl Spool {
             spooled,
             splitters,
             offsets: Offsets::default(),
+            frames: Vec::new(),
+            ahead: Offsets::default(),
+            broken: false,
             bytes_max,
             taken: 0,
             missing: Offsets::default(),
@@ -48,7 +63,8 @@ impl Spool {
     }
 
     /// Spools what the command writes until both streams have ended, or until `enough`: then what is already
-    /// here is still taken.
+    /// here is still taken. Never pauses, whatever is full: an Engine whose output is not taken holds up others
+    /// (`docs/containers.md`).
     pub(crate) async fn drain(
         &mut self,
         mut output: mpsc::Receiver<(Stream, Bytes)>,
@@ -84,8 +100,12 @@ impl Spool {
             self.taken += fits.len() as u64;
             self.splitter(stream).push(at_ms, fits, &mut lines);
             *self.missing.of_mut(stream) += beyond.len() as u64;
+            self.frame(&mut lines);
+            if self.frames.len() >= FRAMES_BYTES {
+                self.write().await?;
+            }
         }
-        self.append(&lines).await
+        self.write().await
     }
 
     /// Puts a line of our own into the log, on standard error: why it ended as it did.
@@ -96,7 +116,8 @@ impl Spool {
         // Not onto the end of a line that the command left open.
         splitter.finish(at_ms, &mut lines);
         splitter.push(at_ms, format!("longshore: {text}\n").as_bytes(), &mut lines);
-        self.append(&lines).await
+        self.frame(&mut lines);
+        self.write().await
     }
 
     /// Ends both streams and makes sure that all of it is on the disk. Answers the final offsets (P14).
@@ -106,7 +127,8 @@ impl Spool {
         for (_, splitter) in &mut self.splitters {
             splitter.finish(at_ms, &mut lines);
         }
-        self.append(&lines).await?;
+        self.frame(&mut lines);
+        self.write().await?;
         if self.missing.total() > 0 {
             // P15: a marker in place, never a changed verdict. The streams go on behind it.
             let Offsets { stdout, stderr } = self.missing;
@@ -124,20 +146,32 @@ impl Spool {
         self.offsets
     }
 
-    async fn append(&mut self, lines: &[Line]) -> io::Result<()> {
-        if lines.is_empty() {
+    fn frame(&mut self, lines: &mut Vec<Line>) {
+        for line in lines.drain(..) {
+            encode(&line, &mut self.frames);
+            *self.ahead.of_mut(line.stream) = line.end();
+        }
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("an earlier write of the output failed"));
+        }
+        if self.frames.is_empty() {
             return Ok(());
         }
-        let mut frames = Vec::new();
-        for line in lines {
-            encode(line, &mut frames);
-            *self.offsets.of_mut(line.stream) = line.end();
-        }
-        self.file.write_all(&frames).await?;
+        debug_assert!(self.frames.len() <= FRAMES_BYTES + FRAMES_OF_A_PIECE_BYTES_MAX);
+        // Also if this is dropped half-way.
+        self.broken = true;
+        self.file.write_all(&self.frames).await?;
         self.file.flush().await?;
-        metrics::gauge!(SPOOL_BYTES).increment(frames.len() as f64);
+        self.broken = false;
+        self.offsets = self.ahead;
+        metrics::gauge!(SPOOL_BYTES).increment(self.frames.len() as f64);
         // P16: nobody reads further than this.
-        self.spooled.send_modify(|spooled| spooled.bytes += frames.len() as u64);
+        self.spooled.send_modify(|spooled| spooled.bytes += self.frames.len() as u64);
+        // Not kept for the next ones: a hundred quiet steps hold nothing.
+        self.frames = Vec::new();
         Ok(())
     }
 
@@ -146,5 +180,93 @@ impl Spool {
             Stream::Stdout => &mut self.splitters[0].1,
             Stream::Stderr => &mut self.splitters[1].1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::spool;
+
+    /// What the spool's reader would send.
+    fn sent(path: &Path, spooled: &watch::Sender<Spooled>) -> Vec<Line> {
+        let file = std::fs::File::open(path).unwrap();
+        let to = spooled.borrow().bytes;
+        let (mut at, mut lines) = (0, Vec::new());
+        while at < to {
+            let chunk = spool::read(&file, at, to).unwrap();
+            assert!(!chunk.torn);
+            at = chunk.next;
+            lines.extend(chunk.lines);
+        }
+        lines
+    }
+
+    fn end_of(lines: &[Line], stream: Stream) -> u64 {
+        lines.iter().filter(|line| line.stream == stream).map(Line::end).max().unwrap_or(0)
+    }
+
+    async fn drained(spool: &mut Spool, pieces: Vec<(Stream, Bytes)>) -> io::Result<()> {
+        let (sender, output) = mpsc::channel(1);
+        // Whoever sends must never wait for room that does not come: both ends run to the end.
+        let sending = async {
+            for piece in pieces {
+                if sender.send(piece).await.is_err() {
+                    break;
+                }
+            }
+            drop(sender);
+        };
+        tokio::join!(spool.drain(output, CancellationToken::new()), sending).0
+    }
+
+    #[tokio::test]
+    async fn p15_a_full_spool_goes_on_reading_and_what_is_missing_is_counted_per_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let spooled = watch::Sender::default();
+        let mut spool = Spool::create(&path, spooled.clone(), 100_000).await.unwrap();
+        let piece = |stream| (stream, Bytes::from(vec![b'x'; 50_000]));
+        let pieces = [vec![piece(Stream::Stdout); 5], vec![piece(Stream::Stderr)]].concat();
+        drained(&mut spool, pieces).await.unwrap();
+        let end = spool.finish().await.unwrap();
+        let lines = sent(&path, &spooled);
+        // P14: what is told is what is sent.
+        assert_eq!(end, Offsets { stdout: end_of(&lines, Stream::Stdout), stderr: end_of(&lines, Stream::Stderr) });
+        assert_eq!(end.stdout, 100_000);
+        let marker = String::from_utf8(lines.last().unwrap().data.0.clone()).unwrap();
+        assert!(marker.contains("150000 bytes of stdout and 50000 of stderr"), "{marker}");
+    }
+
+    #[tokio::test]
+    async fn p14_many_short_lines_come_whole_and_are_not_held_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let spooled = watch::Sender::default();
+        let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
+        let pieces = vec![(Stream::Stdout, Bytes::from(vec![b'\n'; 64 * 1024])); OUTPUT_PIECES_MAX];
+        // How much is held at once is asserted where it is written.
+        spool.take(&mut pieces.clone()).await.unwrap();
+        let end = spool.finish().await.unwrap();
+        assert_eq!(end.stdout, (64 * 1024 * OUTPUT_PIECES_MAX) as u64);
+        assert_eq!(sent(&path, &spooled).len() as u64, end.stdout);
+    }
+
+    #[tokio::test]
+    async fn p14_what_could_not_be_written_is_not_promised() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let spooled = watch::Sender::default();
+        let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
+        drained(&mut spool, vec![(Stream::Stdout, Bytes::from_static(b"kept\n"))]).await.unwrap();
+        // A disk that takes no more.
+        spool.file = File::from_std(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        drained(&mut spool, vec![(Stream::Stdout, Bytes::from_static(b"lost\n"))]).await.unwrap_err();
+        // It takes some again: behind a hole nothing may be written.
+        spool.file = File::from_std(std::fs::File::options().append(true).open(&path).unwrap());
+        spool.note("never").await.unwrap_err();
+        spool.finish().await.unwrap_err();
+        assert_eq!(spool.written(), Offsets { stdout: 5, stderr: 0 });
+        assert_eq!(end_of(&sent(&path, &spooled), Stream::Stdout), 5);
     }
 }

@@ -78,10 +78,7 @@ async fn carry_out<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Tas
 async fn base<B: Broker, E: Engine>(context: &Context<B, E>, base: &Base, stop: &mut Stop) -> Result<String, End> {
     match base {
         Base::Image { reference } => {
-            let pull = async {
-                let _gate = context.gates.pull.acquire().await;
-                context.retrying("ensure_image", || context.engine.ensure_image(reference)).await
-            };
+            let pull = context.retrying("ensure_image", || context.engine.ensure_image(reference));
             let image = unless_stopped(stop, pull).await?;
             let result = if image.is_ok() { "ok" } else { "failed" };
             metrics::counter!(IMAGE_PULLS, "result" => result).increment(1);

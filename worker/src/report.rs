@@ -1,10 +1,9 @@
 //! Events: numbered, published in order on one channel, sent again in order until they are confirmed (P9).
 //!
-//! One task does all of it. What waits here is bounded by the slots: nothing is claimed while its `accepted` is not
-//! confirmed, so an attempt never has more than its three events under way. What must survive is on disk.
+//! One task does all of it. What must survive is on disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use longshore_protocol::broker::{Broker, Outgoing, PublishError};
@@ -37,24 +36,35 @@ struct Report {
 #[derive(Clone, Debug)]
 pub(crate) struct Reporter {
     reports: mpsc::Sender<Report>,
-    sent: Arc<AtomicU64>,
+    shared: Arc<Shared>,
 }
 
 /// The other end.
 pub(crate) struct Reports {
     receiver: mpsc::Receiver<Report>,
-    sent: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The number of the last event that was handed to the broker.
+    sent: AtomicU64,
+    /// Records are queued and have no number yet: they answer every sync until then.
+    records_queued: AtomicBool,
 }
 
 /// Becomes ready when the event was confirmed, or will never be because the worker ended.
 pub(crate) type Confirmation = oneshot::Receiver<()>;
 
-/// A queue for a worker with so many slots.
-pub(crate) fn queue(slots: u32) -> (Reporter, Reports) {
-    // Three events an attempt, and some room for `hello`, what it resends, and syncs: nobody waits here in practice.
-    let (sender, receiver) = mpsc::channel(slots as usize * 3 + 16);
-    let sent = Arc::new(AtomicU64::new(0));
-    (Reporter { reports: sender, sent: Arc::clone(&sent) }, Reports { receiver, sent })
+/// A queue for a worker with so many slots, which has taken over so many attempts.
+pub(crate) fn queue(slots: u32, left: usize) -> (Reporter, Reports) {
+    // INVARIANT: nobody waits for room, or a worker whose broker takes nothing could not even be stopped. `hello`,
+    // what it resends, records once, one `accepted` (nothing is claimed while it is not confirmed) and the end of that
+    // attempt if the worker is stopped meanwhile, and started and finished of each attempt whose `accepted` was
+    // confirmed: when the next one's is, those before it have left.
+    let (sender, receiver) = mpsc::channel(1 + left + 1 + 2 + slots as usize * 2);
+    let shared = Arc::default();
+    (Reporter { reports: sender, shared: Arc::clone(&shared) }, Reports { receiver, shared })
 }
 
 impl Reporter {
@@ -63,9 +73,11 @@ impl Reporter {
         self.queue(News::Event(Box::new(event))).await
     }
 
-    /// Queues the answer to a sync.
-    pub(crate) async fn records(&self) -> Confirmation {
-        self.queue(News::Records).await
+    /// Queues the answer to a sync, unless one is queued already.
+    pub(crate) async fn records(&self) {
+        if !self.shared.records_queued.swap(true, Ordering::AcqRel) {
+            drop(self.queue(News::Records).await);
+        }
     }
 
     async fn queue(&self, news: News) -> Confirmation {
@@ -77,13 +89,13 @@ impl Reporter {
 
     /// The number of the last event that was handed to the broker (P7).
     pub(crate) fn last_sent(&self) -> u64 {
-        self.sent.load(Ordering::Acquire)
+        self.shared.sent.load(Ordering::Acquire)
     }
 }
 
 /// Sends until the worker drains, and then what is left.
 pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, reports: Reports) {
-    let Reports { mut receiver, sent } = reports;
+    let Reports { mut receiver, shared } = reports;
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
         tokio::select! {
@@ -100,9 +112,13 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, repor
         }
         let mut messages = Vec::with_capacity(batch.len());
         for Report { news, .. } in &batch {
-            let number = sent.load(Ordering::Relaxed) + 1;
+            let number = shared.sent.load(Ordering::Relaxed) + 1;
+            if matches!(news, News::Records) {
+                // Before they are looked at: a sync from now on is answered by the next ones.
+                shared.records_queued.store(false, Ordering::Release);
+            }
             messages.push(message(&context, number, news));
-            sent.store(number, Ordering::Release);
+            shared.sent.store(number, Ordering::Release);
         }
         if !until_confirmed(&context, messages, "events").await {
             return;

@@ -7,6 +7,7 @@ use longshore_protocol::event::Phase;
 use longshore_protocol::job::Keep;
 use longshore_protocol::{InfraStage, Outcome, SnapshotId};
 
+use crate::attempts::StopReason;
 use crate::context::Context;
 use crate::engine::{Engine, EngineError};
 use crate::job::{End, Task, phase_ended};
@@ -26,6 +27,9 @@ pub(crate) async fn snapshot<B: Broker, E: Engine>(context: &Context<B, E>, task
         (Keep::Always, outcome) if outcome.is_users_failure() => ephemeral(),
         _ => return end,
     };
+    if matches!(task.attempt.stop.reason(), Some(StopReason::Cancelled(_) | StopReason::Abandoned)) {
+        return end; // it would be thrown away
+    }
     context.attempts.enter(task.attempt.key, Phase::Snapshotting).await;
     let began = Instant::now();
     let committed = {

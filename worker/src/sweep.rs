@@ -1,8 +1,7 @@
 //! Removes containers that nobody speaks for any more: of the last incarnation at the start, and whatever could not be
 //! removed in its time.
 //!
-//! Only containers whose name says that they are this worker's, or of owners whose death the caller proved
-//! ([`Config::sweep_owners`](crate::Config::sweep_owners)). Never what others own (promise 7).
+//! Only containers whose name says that they are this worker's. Never what others own (promise 7).
 
 use std::collections::HashSet;
 
@@ -26,9 +25,7 @@ pub(crate) async fn sweep<B: Broker, E: Engine>(context: &Context<B, E>) {
     let wanted: HashSet<ContainerName> =
         context.attempts.running().iter().map(|claim| ContainerName::of(&context.fence(claim))).collect();
     for container in found {
-        let owner = container.owner();
-        let ours = owner == context.id || context.config.sweep_owners.contains(&owner);
-        if ours && !wanted.contains(&container) {
+        if container.owner() == context.id && !wanted.contains(&container) {
             tracing::info!(%container, "a leftover container is removed");
             job::remove(context, &container).await;
             metrics::counter!(CONTAINERS_SWEPT).increment(1);

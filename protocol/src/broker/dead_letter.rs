@@ -30,7 +30,7 @@ const HEADERS_BYTES_MAX: usize = 64 * 1024;
 /// Moves a delivery that cannot be read to the dead letters, so that it never wedges its consumer (P1).
 ///
 /// Published with the reason and confirmed, then acked: a crash between leaves it in both queues,
-/// never in none. On an error it was not acked and comes back. The dead-letter queue must have been declared.
+/// never in none. On an error it is back in its queue.
 pub async fn dead_letter<B: Broker>(
     broker: &B,
     topology: &Topology,
@@ -48,9 +48,26 @@ pub async fn dead_letter<B: Broker>(
     letter.headers.insert(REASON_HEADER.to_owned(), reason);
     let purpose = topology.purpose(&queue);
     letter.headers.insert(QUEUE_HEADER.to_owned(), queue);
-    broker.publish(vec![letter]).await?;
+    if let Err(error) = publish(broker, topology, letter).await {
+        // Kept, it would hold one of its consumer's places for as long as the connection lasts.
+        if let Err(error) = delivery.give_back().await {
+            tracing::debug!(%error, "its connection is gone, and gave it back");
+        }
+        return Err(error);
+    }
     metrics::counter!(DEAD_LETTERS_METRIC.name, "queue" => purpose).increment(1);
     Ok(delivery.ack().await?)
+}
+
+/// Somebody may have deleted the queue: it is declared again then.
+async fn publish<B: Broker>(broker: &B, topology: &Topology, letter: Outgoing) -> Result<(), PublishError> {
+    match broker.publish(vec![letter.clone()]).await {
+        Err(PublishError::Returned { .. }) => {
+            broker.declare(&[topology.dead_letters()]).await?;
+            broker.publish(vec![letter]).await
+        }
+        done => done,
+    }
 }
 
 fn shortened(mut text: String) -> String {

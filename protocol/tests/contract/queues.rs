@@ -56,6 +56,19 @@ pub async fn p1_garbage_is_dead_lettered_however_much_of_it_there_is<B: Site>(pl
     letter.ack().await.unwrap();
 }
 
+pub async fn p1_garbage_is_dead_lettered_though_somebody_deleted_the_dead_letters<B: Site>(place: &Place<B>) {
+    let events = place.events().await;
+    let letters = place.dead_letters().await;
+    place.publish(&events, &["garbage"]).await;
+    place.broker.delete(&letters).await.unwrap();
+    let delivery = place.broker.consume(&events, 1).await.unwrap().next().await.unwrap();
+    let reason = wire::decode::<HeartbeatMessage>(&delivery.body).unwrap_err();
+    dead_letter(&place.broker, &place.topology, delivery, &reason).await.unwrap();
+    let letter = place.broker.consume(&letters, 1).await.unwrap().next().await.unwrap();
+    assert_eq!(text(&letter), "garbage");
+    letter.ack().await.unwrap();
+}
+
 pub async fn a_job_that_was_returned_too_often_is_dead_lettered<B: Site>(place: &Place<B>) {
     let letters = place.dead_letters().await;
     let mut jobs = place.topology.pool_jobs(Shard(0), &"limited".parse().unwrap());

@@ -13,9 +13,11 @@ use futures_util::{StreamExt, TryStreamExt, future};
 use longshore_protocol::job::{Network, Resources};
 use longshore_worker::engine::docker::DockerEngine;
 use longshore_worker::engine::{Engine, EngineError, ErrorClass, Exit};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
 use uuid::Uuid;
 
-use crate::bench::{Bench, IMAGE, read, tar_of};
+use crate::bench::{Bench, IMAGE, read, read_until, tar_of};
 use crate::{docker_engine, services};
 
 /// An image with USER tester, WORKDIR /home/tester, ENV, ENTRYPOINT and CMD.
@@ -224,6 +226,64 @@ async fn a_removed_snapshot_leaves_no_image_behind() {
     bench.engine.destroy(&name).await.unwrap();
     bench.engine.remove_snapshot(&child).await.unwrap();
     assert!(client.inspect_image(&id).await.is_err());
+}
+
+/// Docker behind a door that can be shut: whatever passes there of one kind of call is cut off then.
+struct Door {
+    engine: DockerEngine,
+    shut: tokio::sync::watch::Sender<&'static str>,
+    _dir: tempfile::TempDir,
+}
+
+async fn door() -> Door {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("docker.sock");
+    let address = tokio::task::spawn_blocking(|| services::env("LONGSHORE_TEST_DOCKER_1")).await.unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let shut = tokio::sync::watch::Sender::new("nothing");
+    let told = shut.subscribe();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (address, mut told) = (address.clone(), told.clone());
+            tokio::spawn(async move {
+                let mut far = UnixStream::connect(address.strip_prefix("unix://").unwrap()).await.unwrap();
+                let mut head = vec![0; 4096];
+                let count = near.read(&mut head).await.unwrap();
+                let line = String::from_utf8_lossy(&head[..count]).lines().next().unwrap_or_default().to_owned();
+                far.write_all(&head[..count]).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = told.wait_for(|kind| line.contains(kind)) => {}
+                }
+            });
+        }
+    });
+    let engine = DockerEngine::connect(Some(&format!("unix://{}", path.display()))).await.unwrap();
+    Door { engine, shut, _dir: dir }
+}
+
+#[tokio::test]
+async fn an_engine_that_breaks_off_gives_no_exit_code_and_is_told_at_once() {
+    for call in ["/wait", "/attach"] {
+        let door = door().await;
+        let bench = Bench::new(door.engine.clone());
+        // Quiet: nothing but the connection tells that anything is wrong.
+        let name = bench.create(&bench.spec("echo up; sleep 3600")).await;
+        let mut running = bench.engine.start(&name).await.unwrap();
+        read_until(&mut running, "up\n").await;
+        door.shut.send_replace(call);
+        let ran = tokio::time::timeout(Duration::from_secs(20), read(running)).await.expect("at once");
+        assert!(matches!(ran.exit, Err(EngineError::Unreachable { .. })), "{call}: {ran:?}");
+        bench.clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_closes_its_output_goes_on_and_its_exit_code_counts() {
+    let bench = bench().await;
+    let ran = bench.run_script("echo up; exec >&- 2>&-; sleep 1; exit 4").await;
+    assert_eq!((ran.text().as_str(), ran.code()), ("up\n", 4));
+    bench.clean().await;
 }
 
 /// Not a test of anything: prints what a trivial step costs beside `docker run --rm`.

@@ -31,5 +31,9 @@ async fn health_readiness_and_metrics_are_served() {
     for metric in METRICS {
         assert!(text.contains(&format!("# HELP {}", metric.name)), "{} is not in\n{text}", metric.name);
     }
+    // Whoever connects and says nothing does not keep it from stopping.
+    let silent = tokio::net::TcpStream::connect(address).await.unwrap();
+    assert_eq!(page("/healthz").await.0, 200, "accepted in order: the silent one was as well");
     worker.stop().await;
+    drop(silent);
 }

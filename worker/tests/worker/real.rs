@@ -9,10 +9,12 @@ use longshore_protocol::event::{Event, EventMessage, Finished};
 use longshore_protocol::job::{Base, Job, Keep};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::topology::Topology;
-use longshore_protocol::{Outcome, RunId, Shard, wire};
+use longshore_protocol::{Incarnation, Outcome, PoolName, RunId, Shard, WorkerId, wire};
+use longshore_worker::config::SPOOL_BYTES_MAX;
 use longshore_worker::engine::Engine as _;
 use longshore_worker::engine::docker::DockerEngine;
-use longshore_worker::{Config, Worker};
+use longshore_worker::{Config, Worker, WorkerError};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{Fleet, LEASE, claim, next_delivery};
@@ -21,69 +23,129 @@ use crate::services;
 /// A pull of a busybox and some container starts, on a machine that does other things as well.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// A worker on the real services, its jobs made by a fleet that is otherwise not used.
+struct Real {
+    fleet: Fleet,
+    broker: AmqpBroker,
+    engine: DockerEngine,
+    topology: Topology,
+    events: Consumer,
+    id: WorkerId,
+    incarnation: Incarnation,
+    shutdown: CancellationToken,
+    running: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl Real {
+    async fn start(slots: u32, spool_bytes_max: u64) -> Self {
+        let fleet = Fleet::new().await;
+        let prefix = format!("test-{}", RunId::new());
+        let topology = Topology::new(&prefix, LEASE);
+        let broker = AmqpBroker::new(&services::env("LONGSHORE_TEST_AMQP"), "test").unwrap();
+        let engine = DockerEngine::connect(Some(&services::env("LONGSHORE_TEST_DOCKER_1"))).await.unwrap();
+        broker.declare(&topology.of_coordinator(Shard(0))).await.unwrap();
+        let events = broker.consume(&topology.events(Shard(0)), 100).await.unwrap();
+        let config = Config { prefix, slots, spool_bytes_max, ..fleet.config() };
+        let worker = Worker::open(config, broker.clone(), engine.clone()).await.unwrap();
+        let (id, incarnation, shutdown) = (worker.id().clone(), worker.incarnation(), CancellationToken::new());
+        let running = tokio::spawn(worker.run(shutdown.clone()));
+        let mut real = Self { fleet, broker, engine, topology, events, id, incarnation, shutdown, running };
+        assert!(matches!(real.next().await, Event::Hello(_)));
+        real
+    }
+
+    fn job(&self, step: &str, script: &str) -> Job {
+        let base = Base::Image { reference: "longshore-test/busybox:latest".to_owned() };
+        Job { base, ..self.fleet.job(step, script) }
+    }
+
+    async fn send(&self, job: &Job) {
+        let pool = self.topology.pool_jobs(Shard(0), &job.spec.pool);
+        self.broker.publish(vec![Outgoing::new(pool.address(), wire::encode(job))]).await.unwrap();
+    }
+
+    async fn cancel(&self, job: &Job) {
+        let cancel = Control::Cancel { claim: claim(job), by: CancelledBy::User };
+        let (worker, incarnation) = (self.id.clone(), self.incarnation);
+        let message = ControlMessage { epoch: self.fleet.epoch, worker, incarnation, control: cancel };
+        let control = self.topology.control(&self.id);
+        self.broker.publish(vec![Outgoing::new(control.address(), wire::encode(&message))]).await.unwrap();
+    }
+
+    async fn next(&mut self) -> Event {
+        let delivery = next_delivery(&mut self.events, "event").await;
+        let message: EventMessage = wire::decode(&delivery.body).unwrap();
+        delivery.ack().await.unwrap();
+        message.event
+    }
+
+    async fn finished(&mut self) -> Finished {
+        loop {
+            if let Event::Finished(finished) = self.next().await {
+                return finished;
+            }
+        }
+    }
+
+    /// Stops it; nothing of it is left.
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.expect("it stops").unwrap().unwrap();
+        let left = self.engine.containers().await.unwrap();
+        assert!(left.iter().all(|container| container.owner() != self.id), "{left:?}");
+        let prefix = format!("longshore/{}:", self.id);
+        for snapshot in self.engine.snapshots().await.unwrap() {
+            if snapshot.as_str().starts_with(&prefix) {
+                self.engine.remove_snapshot(&snapshot).await.unwrap();
+            }
+        }
+        for queue in self.topology.of_worker(&self.id, &PoolName::default()) {
+            self.broker.delete(&queue).await.unwrap();
+        }
+        self.broker.close().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_on_rabbitmq_and_docker_carries_out_keeps_and_cancels() {
-    // Only its jobs and its directory are used.
-    let fleet = Fleet::new().await;
-    let prefix = format!("test-{}", RunId::new());
-    let topology = Topology::new(&prefix, LEASE);
-    let broker = AmqpBroker::new(&services::env("LONGSHORE_TEST_AMQP"), "test").unwrap();
-    let engine = DockerEngine::connect(Some(&services::env("LONGSHORE_TEST_DOCKER_1"))).await.unwrap();
-    broker.declare(&topology.of_coordinator(Shard(0))).await.unwrap();
-    let mut events = broker.consume(&topology.events(Shard(0)), 100).await.unwrap();
-
-    let config = Config { prefix, ..fleet.config() };
-    let pool = topology.pool_jobs(Shard(0), &config.pool);
-    let worker = Worker::open(config, broker.clone(), engine.clone()).await.unwrap();
-    let (id, incarnation, shutdown) = (worker.id().clone(), worker.incarnation(), CancellationToken::new());
-    let running = tokio::spawn(worker.run(shutdown.clone()));
-    assert!(matches!(next(&mut events).await, Event::Hello(_)));
-
-    let on_busybox = |job: Job| Job { base: Base::Image { reference: "longshore-test/busybox:latest".into() }, ..job };
-    let send = async |job: &Job| broker.publish(vec![Outgoing::new(pool.address(), wire::encode(job))]).await.unwrap();
-    let parent = Job { keep: Keep::Snapshot, ..on_busybox(fleet.job("parent", "echo one; echo two > /f")) };
-    send(&parent).await;
-    let finished = finish(&mut events).await;
+    let mut real = Real::start(1, SPOOL_BYTES_MAX).await;
+    let parent = Job { keep: Keep::Snapshot, ..real.job("parent", "echo one; echo two > /f") };
+    real.send(&parent).await;
+    let finished = real.finished().await;
     assert_eq!((finished.outcome, finished.output.stdout), (Outcome::Passed, 4));
-    let snapshot = finished.snapshot.unwrap();
 
-    let child = Job { base: Base::Snapshot { id: snapshot.clone() }, ..fleet.job("child", "cat /f; exit 3") };
-    send(&child).await;
-    let finished = finish(&mut events).await;
+    let base = Base::Snapshot { id: finished.snapshot.unwrap() };
+    real.send(&Job { base, ..real.job("child", "cat /f; exit 3") }).await;
+    let finished = real.finished().await;
     assert_eq!((finished.outcome, finished.output.stdout), (Outcome::Failed { exit: 3 }, 4));
 
     // The shell ignores TERM as PID 1: only a kill ends it.
-    let endless = on_busybox(fleet.job("endless", "while true; do sleep 1; done"));
-    send(&endless).await;
-    while !matches!(next(&mut events).await, Event::Started(_)) {}
-    let cancel = Control::Cancel { claim: claim(&endless), by: CancelledBy::User };
-    let message = ControlMessage { epoch: fleet.epoch, worker: id.clone(), incarnation, control: cancel };
-    let control = topology.control(&id);
-    broker.publish(vec![Outgoing::new(control.address(), wire::encode(&message))]).await.unwrap();
-    assert_eq!(finish(&mut events).await.outcome, Outcome::Cancelled { by: CancelledBy::User });
-
-    shutdown.cancel();
-    tokio::time::timeout(PATIENCE, running).await.expect("it stops").unwrap().unwrap();
-    let left = engine.containers().await.unwrap();
-    assert!(left.iter().all(|container| container.owner() != id), "{left:?}");
-    engine.remove_snapshot(&snapshot).await.unwrap();
-    for queue in topology.of_worker(&id, &longshore_protocol::PoolName::default()) {
-        broker.delete(&queue).await.unwrap();
-    }
-    broker.close().await;
+    let endless = real.job("endless", "while true; do sleep 1; done");
+    real.send(&endless).await;
+    while !matches!(real.next().await, Event::Started(_)) {}
+    real.cancel(&endless).await;
+    assert_eq!(real.finished().await.outcome, Outcome::Cancelled { by: CancelledBy::User });
+    real.stop().await;
 }
 
-async fn next(events: &mut Consumer) -> Event {
-    let delivery = next_delivery(events, "event").await;
-    let message: EventMessage = wire::decode(&delivery.body).unwrap();
-    delivery.ack().await.unwrap();
-    message.event
-}
-
-async fn finish(events: &mut Consumer) -> Finished {
-    loop {
-        if let Event::Finished(finished) = next(events).await {
-            return finished;
+/// An Engine whose output is not taken holds up the commits of others (`docs/containers.md`): with a spool that is
+/// full from the first line on, all of it must be taken all the same, also behind the command's end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p15_a_step_beyond_its_spool_holds_nobody_up() {
+    let mut real = Real::start(2, 1).await;
+    let wrote = 20_000_000;
+    // Both streams at once, and more than pipes and Engine hold between them when it ends.
+    let loud = real.job("loud", &format!("head -c {wrote} /dev/zero & head -c {wrote} /dev/zero >&2; wait"));
+    let kept = Job { keep: Keep::Snapshot, ..real.job("kept", "echo x > /f") };
+    real.send(&loud).await;
+    real.send(&kept).await;
+    for _ in 0..2 {
+        let finished = real.finished().await;
+        assert_eq!(finished.outcome, Outcome::Passed);
+        assert_eq!(finished.snapshot.is_some(), finished.claim == claim(&kept));
+        if finished.claim == claim(&loud) {
+            assert!(finished.output.stdout <= 1, "P14: what is there: {:?}", finished.output);
         }
     }
+    real.stop().await;
 }

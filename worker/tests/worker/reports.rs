@@ -3,6 +3,7 @@
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Phase};
 use longshore_protocol::job::{Job, Keep};
+use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::{Offsets, Stream};
 use longshore_protocol::{Outcome, SnapshotId};
 
@@ -91,6 +92,35 @@ async fn p9_a_sync_is_answered_with_every_record_under_the_next_number() {
     assert!(
         matches!(phase(&ended), Some(Phase::Finished(finished)) if finished.outcome == Outcome::Failed { exit: 7 })
     );
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p9_syncs_hold_nothing_up_while_no_event_can_be_sent() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "sleep 1000");
+    fleet.dispatch(&job).await;
+    assert_eq!(fleet.accepted().await, claim(&job));
+    assert!(matches!(fleet.event().await, Event::Started(_)));
+    worker.tap.set(".events", Mode::Hold);
+    for _ in 0..100 {
+        fleet.control(&worker, Control::Sync).await;
+    }
+    fleet.control(&worker, Control::Cancel { claim: claim(&job), by: CancelledBy::User }).await;
+    fleet.heartbeat_where(|hb| matches!(hb.attempts[0].phase, Phase::Finished(_))).await;
+    worker.tap.set(".events", Mode::Pass);
+    let mut answers = 0;
+    let finished = loop {
+        match fleet.event().await {
+            Event::Records { .. } => answers += 1,
+            Event::Finished(finished) => break finished,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(finished.outcome, Outcome::Cancelled { by: CancelledBy::User });
+    // One that had its number already, and one for all that came after that.
+    assert!((1..=2).contains(&answers), "{answers}");
     worker.stop().await;
 }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::{ClientVersion, Docker};
+use tokio::sync::Semaphore;
 
 use super::super::EngineError;
-use super::{DockerEngine, Gates, Shared, errors, image};
+use super::{DockerEngine, PULLS_MAX, Shared, errors, image};
 
 /// Where Docker listens unless told otherwise.
 const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
@@ -61,7 +62,7 @@ pub(super) async fn connect(address: Option<&str>) -> Result<DockerEngine, Engin
             address,
             config_dir: config_dir(),
             pulls: image::Pulls::default(),
-            gates: Gates::new(),
+            pull_gate: Semaphore::new(PULLS_MAX),
         }),
     };
     Ok(engine)

@@ -187,10 +187,6 @@ mod tests {
         find(dir.path(), registry).await.map(|found| (found.username, found.password))
     }
 
-    fn some(user: &str, password: &str) -> Option<(String, String)> {
-        Some((user.to_owned(), password.to_owned()))
-    }
-
     #[tokio::test]
     async fn credentials_stand_in_the_file() {
         let auth = STANDARD.encode("me:se:cret?~\0\0");
@@ -199,7 +195,7 @@ mod tests {
                 "https://index.docker.io/v1/": {{"auth": "{auth}"}}, "empty.example": {{}}}}, "psFormat": "x"}}"#
         ));
         for registry in ["r.example:5000", "old.example", "docker.io"] {
-            assert_eq!(pair(&dir, registry).await, some("me", "se:cret?~"), "{registry}");
+            assert_eq!(pair(&dir, registry).await, Some(("me".into(), "se:cret?~".into())), "{registry}");
         }
         for registry in ["r.example", "empty.example", "else.example"] {
             assert_eq!(pair(&dir, registry).await, None, "{registry}");

@@ -83,7 +83,8 @@ pub(super) fn start_refused(error: EngineError, container: &ContainerName) -> En
     }
     let says = |words: &str| reason.contains(words);
     // The runtime's words about execve: `exec: "make": executable file not found in $PATH`.
-    let exit = if says("exec: \"") || says("exec format error") {
+    // Only what the container's process was to be: a runtime or shim that is missing is named in the same words.
+    let exit = if says("container process") && (says("exec: \"") || says("exec format error")) {
         let missing = says("executable file not found") || says("no such file or directory");
         Some(if missing { 127 } else { 126 })
     } else if says("unable to find user")
@@ -136,7 +137,12 @@ mod tests {
         assert_eq!(says(&format!("{runc}exec: \"/x\": stat /x: no such file or directory: unknown")), Some(127));
         assert_eq!(says(&format!("{runc}exec: \"/etc\": permission denied: unknown")), Some(126));
         assert_eq!(says("unable to find user nosuch: no matching entries in passwd file"), None);
+        // As Docker 20.10's runc says it.
+        let older = "OCI runtime create failed: container_linux.go:380: starting container process caused: ";
+        assert_eq!(says(&format!("{older}exec: \"x\": executable file not found in $PATH: unknown")), Some(127));
         // The Engine's own trouble is not the command's.
+        let shim = "failed to create shim task: exec: \"runc\": executable file not found in $PATH: unknown";
+        assert_eq!(start(500, shim).class(), ErrorClass::Retry);
         assert_eq!(start(500, "failed to create endpoint on network bridge").class(), ErrorClass::Retry);
         assert!(matches!(start(404, "No such container: x"), EngineError::Gone { .. }));
     }

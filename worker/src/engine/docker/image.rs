@@ -73,7 +73,7 @@ async fn pull_and_forget(engine: DockerEngine, reference: Reference) -> Result<I
 }
 
 async fn pull_unless_here(engine: &DockerEngine, reference: &Reference) -> Result<ImageId, EngineError> {
-    let _permit = engine.shared.gates.pulls.acquire().await.expect("INVARIANT: no gate is ever closed");
+    let _permit = engine.shared.pull_gate.acquire().await.expect("INVARIANT: no gate is ever closed");
     // An earlier pull may have ended between the caller's look and its joining.
     if let Some(id) = look_up(engine, reference).await? {
         return Ok(id);

@@ -39,14 +39,10 @@ use super::{Committed, ContainerName, ContainerSpec, Engine, EngineError, Engine
 /// containers starting has been seen to take seconds, never this long.
 const QUESTION: Duration = Duration::from_secs(30);
 
-/// Starts at once: their rate peaks at four in parallel and falls with more.
-const STARTS_MAX: usize = 4;
-/// Commits at once: two keep the disk busy.
-const COMMITS_MAX: usize = 2;
-/// Pulls at once: the daemon fetches three layers of each in parallel already.
+/// Pulls at once: the daemon fetches three layers of each in parallel already. The worker gates starts and commits.
 const PULLS_MAX: usize = 3;
 
-/// A Docker Engine. Clones share its connection, gates and pulls under way.
+/// A Docker Engine. Clones share its connection and the pulls under way.
 #[derive(Clone)]
 pub struct DockerEngine {
     shared: Arc<Shared>,
@@ -59,25 +55,8 @@ struct Shared {
     /// Where Docker's own `config.json` lies.
     config_dir: PathBuf,
     pulls: image::Pulls,
-    gates: Gates,
-}
-
-/// What is slower when too much of it happens at once. Apart from the worker's slots: a step waits here
-/// for moments only. Waiting does not count towards a call's time limit.
-struct Gates {
-    starts: Semaphore,
-    commits: Semaphore,
-    pulls: Semaphore,
-}
-
-impl Gates {
-    fn new() -> Self {
-        Self {
-            starts: Semaphore::new(STARTS_MAX),
-            commits: Semaphore::new(COMMITS_MAX),
-            pulls: Semaphore::new(PULLS_MAX),
-        }
-    }
+    /// Waiting for it does not count towards a pull's time limit, and nothing that is here waits.
+    pull_gate: Semaphore,
 }
 
 impl DockerEngine {

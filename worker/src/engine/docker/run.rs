@@ -22,9 +22,14 @@ const START: Duration = Duration::from_mins(2);
 /// The most bytes in one piece of output, as [`Running::output`] promises.
 const PIECE_BYTES_MAX: usize = 64 * 1024;
 
-/// Behind the exit the Engine sends what it still holds and closes. When nothing at all comes for so long, and
-/// no end either, the connection is dead.
-const LAST_WORDS: Duration = Duration::from_mins(1);
+/// The Engine has closed the output before it tells the exit: what is left is in its memory. When nothing at all comes
+/// for so long, and no end either, the connection is dead. Shorter than most steps' timeouts, which would take it for
+/// the user's failure.
+const LAST_WORDS: Duration = Duration::from_secs(20);
+
+/// What had come of the output when its Engine was lost is here in less; a stream that is not closed by then may
+/// never be.
+const WORDS_OF_THE_LOST: Duration = Duration::from_secs(1);
 
 /// When a command has ended, the Engine goes on reading its pipes for two seconds, and throws away what it could
 /// not pass on by then (moby `daemon/monitor.go`, `StreamConfig.Wait`).
@@ -51,10 +56,8 @@ pub(super) async fn start(engine: &DockerEngine, container: &ContainerName) -> R
     let call = engine.client().attach_container(container.as_str(), Some(options));
     let attached = engine.limited("attach", QUESTION, call).await.map_err(|error| errors::gone(error, container))?;
 
-    let permit = engine.shared.gates.starts.acquire().await.expect("INVARIANT: no gate is ever closed");
     let call = engine.client().start_container(container.as_str(), None);
     engine.limited("start", START, call).await.map_err(|error| errors::start_refused(error, container))?;
-    drop(permit);
 
     let (output_tx, output) = mpsc::channel(OUTPUT_PIECES_MAX);
     let (exit_tx, exit) = oneshot::channel();
@@ -81,38 +84,55 @@ async fn follow(
     output: mpsc::Sender<(Stream, Bytes)>,
     mut exit: oneshot::Sender<Result<Exit, EngineError>>,
 ) {
+    let lost = |reason| EngineError::Unreachable { address: engine.shared.address.clone(), reason };
     let mut pump = Pump::new(frames);
-    let (status, ended) = {
+    let mut ended = None;
+    let status = {
         let mut waited = pin!(async {
             tokio::select! {
                 waited = wait(&engine, &container) => Some(waited),
                 () = exit.closed() => None,
             }
         });
-        let mut ended = None;
-        let status = loop {
+        loop {
             tokio::select! {
                 end = pump.run(&output), if ended.is_none() => {
                     // Unread, the connection would block the command sooner or later.
                     pump.detach();
+                    // What a command goes on to write behind a broken stream is lost, and its exit code worth nothing:
+                    // it is told at once.
+                    match end {
+                        OutputEnd::Complete => match runs(&engine, &container).await {
+                            Ok(false) => {}
+                            Ok(true) => break Some(Err(lost("the output ended before the command did".to_owned()))),
+                            Err(error) => break Some(Err(error)),
+                        },
+                        OutputEnd::Broken(reason) => break Some(Err(lost(reason))),
+                        OutputEnd::Unwanted => {}
+                    }
                     ended = Some(end);
                 }
                 status = &mut waited => break status,
             }
-        };
-        (status, ended)
+        }
     };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => pump.run_after_exit(&output).await,
+    let status = match status {
+        None => return, // nobody wants to know
+        Some(Ok(code)) => match ended {
+            Some(ended) => Ok((code, ended)),
+            None => Ok((code, pump.run_after_exit(&output).await)),
+        },
+        Some(Err(error)) => {
+            // Whether the command goes on is not known: what had come belongs to the log, more is not waited for.
+            let _ = tokio::time::timeout(WORDS_OF_THE_LOST, pump.run(&output)).await;
+            Err(error)
+        }
     };
     drop((output, pump));
-    let Some(status) = status else { return }; // nobody wants to know
-    let broken = |reason| EngineError::Unreachable { address: engine.shared.address.clone(), reason };
-    let answer = match (status, ended) {
-        (Err(error), _) => Err(error),
-        (Ok(_), OutputEnd::Broken(reason)) => Err(broken(reason)),
-        (Ok(code), OutputEnd::Complete | OutputEnd::Unwanted) => {
+    let answer = match status {
+        Err(error) => Err(error),
+        Ok((_, OutputEnd::Broken(reason))) => Err(lost(reason)),
+        Ok((code, OutputEnd::Complete | OutputEnd::Unwanted)) => {
             // Also the proof that the Engine still lives, and did not take the end of the output with it.
             oom_killed(&engine, &container, code).await.map(|oom_killed| Exit { code, oom_killed })
         }
@@ -146,6 +166,13 @@ async fn wait(engine: &DockerEngine, container: &ContainerName) -> Result<u8, En
         None => return Err(lost(format!("the Engine broke off before it said how {container} ended"))),
     };
     u8::try_from(code).map_err(|_| lost(format!("the Engine gave {code} as the exit status of {container}")))
+}
+
+/// Whether a command whose output has ended goes on. The Engine ends the output of a command that has ended, also of
+/// one that had closed it before, and lets nobody look between that end and this one (moby `daemon/monitor.go` holds
+/// the container's lock over both): so if it goes on, the connection was cut.
+async fn runs(engine: &DockerEngine, container: &ContainerName) -> Result<bool, EngineError> {
+    Ok(engine.inspect(container).await?.state.and_then(|state| state.running).unwrap_or(false))
 }
 
 async fn oom_killed(engine: &DockerEngine, container: &ContainerName, code: u8) -> Result<bool, EngineError> {
