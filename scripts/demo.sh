@@ -12,13 +12,13 @@ cd "$root"
 demo=$target/demo
 services=$demo/services
 longshore=$target/release/longshore
-vhost="longshore-demo"
+# Of this checkout: another one's demo may use the same broker.
+vhost=longshore-demo-$(printf %s "$demo" | sha256sum | cut -c1-8)
 
 # ---- the end ----------------------------------------------------------------------
 
 daemons=()
 vhost_made=''
-images_before=''
 
 none_running() {
     local pid
@@ -32,13 +32,15 @@ stop_daemons() {
     await 30 "the end of the fleet" none_running || kill -KILL "${daemons[@]}" 2>/dev/null || true
 }
 
-snapshots() { docker_cli images --format '{{.Repository}}:{{.Tag}}' 'longshore/*' 2>/dev/null | sort; }
-
-# Matters where the engine is the machine's own: ours goes away as a whole.
+# Matters where the engine is the machine's own: ours goes away as a whole. Only
+# those of our workers: others may be at work there as well.
 remove_snapshots() {
-    local image
-    comm -13 <(echo "$images_before") <(snapshots) | while read -r image; do
-        docker_cli rmi -f "$image" >/dev/null 2>&1 || true
+    local worker image
+    # shellcheck disable=SC2013  # ids, without spaces
+    for worker in $(sed -n 's/.*: ready (id \([^,]*\),.*/\1/p' "$demo"/log/worker-[12].log 2>/dev/null); do
+        for image in $(docker_cli images --format '{{.Repository}}:{{.Tag}}' "longshore/$worker" 2>/dev/null); do
+            docker_cli rmi -f "$image" >/dev/null 2>&1 || true
+        done
     done
 }
 
@@ -63,11 +65,10 @@ start_services() {
     : "${LONGSHORE_TEST_AMQP:=amqp://guest:guest@127.0.0.1:5672}"
     : "${LONGSHORE_TEST_DOCKER_1:=${DOCKER_HOST:-unix:///var/run/docker.sock}}"
     export LONGSHORE_TEST_AMQP LONGSHORE_TEST_DOCKER_1
-    "$root/scripts/services.sh" up "$services" --only rabbitmq,docker-1 --host-network --while $$
+    "$root/scripts/services.sh" up "$services" --only rabbitmq,docker-1 --host-network --while $$ 8>&-
     # shellcheck source=/dev/null
     . "$services/env"
     export DOCKER_HOST=$LONGSHORE_TEST_DOCKER_1 LONGSHORE_AMQP=$LONGSHORE_TEST_AMQP
-    images_before=$(snapshots)
 }
 
 # In a virtual host of our own nothing is left of us in somebody else's broker.
@@ -89,7 +90,7 @@ own_vhost() {
 start() {
     local name=$1
     shift
-    LONGSHORE_SERVICES=$LONGSHORE_TEST_MARK setsid "$longshore" "$@" >"$demo/log/$name.log" 2>&1 </dev/null &
+    LONGSHORE_SERVICES=$LONGSHORE_TEST_MARK setsid "$longshore" "$@" >"$demo/log/$name.log" 2>&1 </dev/null 8>&- &
     daemons+=($!)
     await 30 "$name" ready "$name" $! || { tail -n 20 "$demo/log/$name.log" >&2; die "$name did not start"; }
 }
@@ -127,6 +128,10 @@ unpack_zlib() {
 
 "$root/scripts/setup.sh" demo
 mkdir -p "$demo/log"
+# Two of one checkout would take each other's state away.
+exec 8>"$demo/lock"
+flock -n 8 || die "a demo of this checkout is running already"
+rm -f "$demo"/log/*.log
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 

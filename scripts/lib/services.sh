@@ -27,7 +27,8 @@ spawn() {
 }
 
 pid_of() { cat "$run/$1.pid" 2>/dev/null; }
-alive() { kill -0 "$(pid_of "$1")" 2>/dev/null; }
+# A zombie is not: where process 1 reaps nobody (a container), it stays for ever.
+alive() { kill -0 "$(pid_of "$1")" 2>/dev/null && ! grep -q '^State:.Z' "/proc/$(pid_of "$1")/status" 2>/dev/null; }
 
 # await_service NAME COMMAND...: until COMMAND succeeds, but no longer than the
 # process lives. The bound is for a machine whose cores all compile meanwhile.

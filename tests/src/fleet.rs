@@ -23,6 +23,7 @@ const LEASE_SECS: u32 = 10;
 pub struct Fleet {
     prefix: String,
     amqp: String,
+    lease_secs: u32,
     dir: TempDir,
     address: String,
     coordinator: Option<Process>,
@@ -46,6 +47,7 @@ struct Member {
 pub struct FleetBuilder {
     workers: Vec<(String, String, u32)>,
     amqp: Option<String>,
+    lease_secs: Option<u32>,
 }
 
 impl Fleet {
@@ -172,6 +174,11 @@ impl Fleet {
         member.process.take().expect("the worker runs").terminate().await;
     }
 
+    /// The Engine beside a worker.
+    pub fn engine_of(&self, name: &str) -> &str {
+        &self.workers[name].docker
+    }
+
     /// The id that a worker has given itself.
     pub async fn worker_id(&mut self, name: &str) -> WorkerId {
         let line = self.worker(name).says("longshore worker: ready").await;
@@ -207,6 +214,19 @@ impl Fleet {
     /// Submits a pipeline file as the command line does, and follows it.
     pub async fn submit(&self, pipeline: &str) -> Run<'_> {
         self.submit_as(RunId::new(), pipeline).await
+    }
+
+    /// Submits a pipeline file by the command line itself, which follows the run until it is settled.
+    pub fn submit_and_watch(&self, file: &Path) -> (RunId, Process) {
+        let run = RunId::new();
+        let args = [
+            ["submit", "--watch", "--run-id", &run.to_string(), "--coordinator", &self.url("")]
+                .map(str::to_owned)
+                .to_vec(),
+            vec![file.display().to_string()],
+        ];
+        self.runs.lock().expect("no panic while it is held").push(run);
+        (run, Process::start(&format!("submit {run}"), &args.concat()))
     }
 
     /// A run that was submitted before.
@@ -266,7 +286,7 @@ impl Fleet {
     }
 
     fn common(&self) -> Vec<String> {
-        let lease = LEASE_SECS.to_string();
+        let lease = self.lease_secs.to_string();
         ["--amqp", &self.amqp, "--prefix", &self.prefix, "--lease", &lease].map(str::to_owned).to_vec()
     }
 }
@@ -293,6 +313,13 @@ impl FleetBuilder {
         self
     }
 
+    /// With another lease than the tests' common one.
+    #[must_use]
+    pub fn lease_secs(mut self, lease_secs: u32) -> Self {
+        self.lease_secs = Some(lease_secs);
+        self
+    }
+
     /// A fleet of which nothing runs yet.
     ///
     /// # Panics
@@ -313,6 +340,7 @@ impl FleetBuilder {
         Fleet {
             prefix: format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
             amqp: self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP")),
+            lease_secs: self.lease_secs.unwrap_or(LEASE_SECS),
             address: free_address(),
             coordinator: None,
             workers: workers.collect(),

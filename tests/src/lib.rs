@@ -1,7 +1,7 @@
 //! A fleet of real processes for the end-to-end tests, which read like sentences:
 //!
 //! ```text
-//! let fleet = Fleet::new().workers([1, 2]).start().await;
+//! let fleet = Fleet::new().worker("one", 1).worker("two", 2).start().await;
 //! let run = fleet.submit(PIPELINE).await;
 //! run.settles(RunOutcome::Passed).await;
 //! fleet.checks_out().await;

@@ -1,5 +1,7 @@
 //! One `longshore` process: started, heard, killed.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -34,10 +36,15 @@ impl Process {
     /// # Panics
     /// If it cannot be started.
     pub fn start(what: &str, args: &[String]) -> Self {
-        let mut child = Command::new(binary())
+        let mut command = Command::new(binary());
+        // Every flag has a variable, and only a test's own arguments are meant. The mark of a set of services stays:
+        // by it they find what belongs to them, should this test be killed.
+        let is_flags = |name: &OsStr| name.as_bytes().starts_with(b"LONGSHORE_") && name != "LONGSHORE_SERVICES";
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_flags(name)) {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(args)
-            .env_remove("LONGSHORE_COORDINATOR")
-            .env_remove("LONGSHORE_AMQP")
             .env("LONGSHORE_LOG", "info")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -99,17 +106,35 @@ impl Process {
         self.child.kill().await.expect("a child of ours can be killed");
     }
 
+    /// Waits until it has ended by itself: its exit code, and everything it has printed.
+    ///
+    /// # Panics
+    /// If it does not end, or by a signal.
+    pub async fn ends(mut self) -> (i32, Vec<String>) {
+        let end = async {
+            let status = self.child.wait().await.expect("a child");
+            // Both streams' readers are done, not only the process.
+            while self.lines.changed().await.is_ok() {}
+            status
+        };
+        let Some(status) = within_patience(end).await else {
+            panic!("{} does not end:\n{}", self.what, self.said().join("\n"));
+        };
+        let code = status.code().unwrap_or_else(|| panic!("{}: {status}", self.what));
+        (code, self.said())
+    }
+
     /// SIGTERM, and waits until it has ended by itself.
     ///
     /// # Panics
     /// If it does not, or not with exit code 0.
-    pub async fn terminate(mut self) {
+    pub async fn terminate(self) {
         let pid = self.pid().to_string();
         let status = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill is there");
         assert!(status.success(), "kill -TERM {pid}");
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
-        let status = ended.unwrap_or_else(|_| panic!("{} does not end on SIGTERM", self.what)).expect("a child");
-        assert!(status.success(), "{}: {status}\n{}", self.what, self.said().join("\n"));
+        let what = self.what.clone();
+        let (code, said) = self.ends().await;
+        assert_eq!(code, 0, "{what}:\n{}", said.join("\n"));
     }
 }
 

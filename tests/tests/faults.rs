@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use longshore_coordinator::core::view::RunOutcome;
+use longshore_coordinator::core::view::{RunOutcome, StepView};
 use longshore_protocol::broker::amqp::AmqpBroker;
 use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{Outcome, Shard};
-use longshore_tests::check::run_command;
+use longshore_tests::check::{containers, journal_entries, run_command};
 use longshore_tests::process::{Process, within_patience};
 use longshore_tests::{Fleet, services};
+use serde_json::Value;
 
 /// A step that waits for its second attempt: the first one never ends by itself.
 const ENDS_ON_THE_SECOND_ATTEMPT: &str = r#"
@@ -55,6 +56,97 @@ async fn p10_a_worker_that_restarts_gives_up_what_it_held_at_once() {
     fleet.start_worker("one").await;
     fleet.follow(run).settles(RunOutcome::Passed).await;
     assert_eq!(fleet.follow(run).step("step").await.attempts.len(), 2);
+    fleet.checks_out().await;
+}
+
+#[tokio::test]
+async fn p11_a_worker_told_to_end_in_the_middle_of_a_step_takes_its_containers_along() {
+    let mut fleet = Fleet::new().worker("one", 1).worker("two", 2).start().await;
+    let one = fleet.worker_id("one").await;
+    let run = fleet.submit(ENDS_ON_THE_SECOND_ATTEMPT).await.id;
+    fleet.follow(run).prints("step", "attempt 1").await;
+    let step = fleet.follow(run).step("step").await;
+    let owner = step.attempts[0].worker.clone().expect("it runs somewhere");
+    let leaving = if owner == one { "one" } else { "two" };
+    fleet.terminate_worker(leaving).await;
+    // Looked at once: what is left now, no lease and no sweep will ever remove.
+    let left = containers(fleet.engine_of(leaving)).await;
+    let left: Vec<_> = left.into_iter().filter(|name| name.contains(&step.execution.to_hex())).collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    fleet.follow(run).settles(RunOutcome::Passed).await;
+    let step = fleet.follow(run).step("step").await;
+    assert_eq!(step.attempts.len(), 2, "{step:?}");
+    let Some(Outcome::Infra { reason, .. }) = &step.attempts[0].outcome else { panic!("{step:?}") };
+    assert!(!reason.contains("not heard of"), "it said so itself, nobody waited for its lease: {reason}");
+    assert_ne!(step.attempts[1].worker.as_ref(), Some(&owner), "carried out elsewhere");
+    fleet.checks_out().await;
+}
+
+#[tokio::test]
+async fn p6_what_waits_for_a_worker_that_is_gone_for_good_is_carried_out_by_its_neighbour() {
+    // The lease is long enough that the children are dispatched while the dead one is still believed in.
+    let fleet = Fleet::new().lease_secs(20).worker_at("stays", &services::env("LONGSHORE_TEST_DOCKER_1"), 1);
+    let mut fleet = fleet.worker_at("goes", &services::env("LONGSHORE_TEST_DOCKER_1"), 1).start().await;
+    let stays = fleet.worker_id("stays").await;
+    let goes = fleet.worker_id("goes").await;
+    fleet.kill_worker("goes").await;
+    let run = fleet
+        .submit(
+            r#"
+name: neighbours
+defaults: {image: "longshore-test/busybox:latest"}
+steps:
+  - name: root
+    run: echo root > /made
+  - name: child
+    from: root
+    matrix: {n: [1, 2]}
+    run: cat /made
+"#,
+        )
+        .await;
+    let view = run.settles(RunOutcome::Passed).await;
+    let last = |step: &StepView| step.attempts.last().and_then(|attempt| attempt.worker.clone());
+    assert!(view.steps.iter().all(|step| last(step).as_ref() == Some(&stays)), "{view:#?}");
+    // With one slot each, one child of two was meant for the dead one; nobody claimed it, and nobody is charged.
+    let entries = journal_entries(&fleet.dir().join("coordinator"), &run.id.to_string()).await;
+    let meant = |entry: &&Value| entry["type"] == "dispatched" && entry["queue"]["name"] == goes.to_string();
+    assert!(entries.iter().any(|entry| meant(&entry)), "{entries:#?}");
+    let tries = view.steps.iter().flat_map(|step| &step.attempts);
+    assert!(tries.filter(|attempt| attempt.worker.is_none()).all(|attempt| attempt.outcome.is_none()), "{view:#?}");
+    fleet.checks_out().await;
+}
+
+#[tokio::test]
+async fn p9_rabbitmq_killed_in_the_middle_of_a_step_costs_no_line_and_no_second_attempt() {
+    let services = OwnServices::prepare("broker-restart");
+    services.up("rabbitmq");
+    let fleet = Fleet::new().amqp(&services.env("LONGSHORE_TEST_AMQP")).worker("one", 1).start().await;
+    let run = fleet
+        .submit(
+            r#"
+name: restarts
+defaults: {image: "longshore-test/busybox:latest"}
+steps:
+  - name: first
+    run: |
+      for i in $(seq 1 80); do echo "line $i"; sleep 0.1; done
+  - name: second
+    from: first
+    run: echo second
+"#,
+        )
+        .await;
+    // More than 4 s after the last queue was made: RabbitMQ 3.10 keeps the registration of a quorum queue in memory
+    // for up to 3 s (the write cache of Erlang's dets), and one killed before that has a queue without a leader.
+    run.prints("first", "line 45").await;
+    services::script(&["kill", services.path(), "rabbitmq"]);
+    services::script(&["start", services.path(), "rabbitmq"]);
+    let view = run.settles(RunOutcome::Passed).await;
+    assert!(view.steps.iter().all(|step| step.attempts.len() == 1), "{view:#?}");
+    let lines: Vec<_> = (1..=80).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(run.log("first").await, lines.concat());
     fleet.checks_out().await;
 }
 
@@ -239,7 +331,10 @@ impl Drop for OwnServices {
         let script = services::root().join("scripts/services.sh");
         let _ = std::process::Command::new(script).args(["down", &self.path]).status();
         let _ = std::process::Command::new("umount").args(["--quiet", &self.path]).status();
-        let _ = std::fs::remove_dir_all(&self.dir);
+        // What is left are the logs, which a failed test's reader wants.
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
     }
 }
 

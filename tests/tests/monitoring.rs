@@ -31,8 +31,8 @@ steps:
 
 #[tokio::test]
 async fn every_panel_of_the_dashboard_has_data_and_every_metric_is_documented() {
-    let mut fleet = Fleet::new().worker("one", 1).worker("two", 2).start().await;
-    let prometheus = Prometheus::scraping(&mut fleet).await;
+    let fleet = Fleet::new().worker("one", 1).worker("two", 2).start().await;
+    let prometheus = Prometheus::scraping(&fleet);
     // A rate needs a scrape from before what it counts.
     prometheus.answers("every target is scraped", "sum(up) == 3").await;
     fleet.submit(VARIED).await.settles(RunOutcome::Failed).await;
@@ -135,7 +135,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    async fn scraping(fleet: &mut Fleet) -> Self {
+    fn scraping(fleet: &Fleet) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let targets = [fleet.address().to_owned(), fleet.worker_metrics("one"), fleet.worker_metrics("two")];
         let config = format!(

@@ -32,6 +32,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- else }}{{ fail "set auth.token, or auth.existingSecret to the name of a Secret that holds it: the coordinator does not listen beyond loopback without one" }}{{ end }}
 {{- end }}
 
+{{- define "longshore.tokenKey" -}}
+name: {{ include "longshore.tokenSecret" . }}
+key: {{ if .Values.auth.existingSecret }}{{ .Values.auth.existingSecretKey }}{{ else }}token{{ end }}
+{{- end }}
+
 {{- /* What both processes are told, as environment: a secret never stands in an argv. */ -}}
 {{- define "longshore.env" -}}
 - name: LONGSHORE_AMQP
@@ -41,9 +46,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
       key: {{ if .Values.broker.existingSecret }}{{ .Values.broker.existingSecretKey }}{{ else }}url{{ end }}
 - name: LONGSHORE_TOKEN
   valueFrom:
-    secretKeyRef:
-      name: {{ include "longshore.tokenSecret" . }}
-      key: {{ if .Values.auth.existingSecret }}{{ .Values.auth.existingSecretKey }}{{ else }}token{{ end }}
+    secretKeyRef: {{- include "longshore.tokenKey" . | nindent 6 }}
 - name: LONGSHORE_PREFIX
   value: {{ .Values.broker.prefix | quote }}
 - name: LONGSHORE_LEASE
