@@ -64,6 +64,8 @@ fn a_run_passes_and_can_be_looked_at_afterwards() {
     assert_eq!(texts, ["hello", "from the source", "no newline"]);
     let unknown = done(place.longshore(&["logs", "last", "reed"]));
     assert_eq!(code(&unknown), 2, "{}", stderr(&unknown));
+    assert!(stderr(&unknown).contains("its steps are"), "{}", stderr(&unknown));
+    assert!(stderr(&unknown).contains("read"), "{}", stderr(&unknown));
 }
 
 #[test]

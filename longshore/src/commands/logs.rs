@@ -1,6 +1,7 @@
 //! `longshore logs RUN [STEP]`: what steps wrote.
 
 use longshore_coordinator::api::types::{LogEvent, LogLine};
+use longshore_coordinator::core::view::RunView;
 use longshore_protocol::Attempt;
 use longshore_protocol::output::Ending;
 use serde_json::json;
@@ -18,6 +19,9 @@ pub(crate) async fn run(args: LogsArgs, output: Output) -> Result<u8, Failure> {
     let runs = Runs::open(&args.remote)?;
     let run = runs.find(&args.run).await?;
     let client = runs.client(run)?;
+    if let Some(step) = &args.step {
+        known(step, &client.run(run).await?)?;
+    }
     let with_names = args.step.is_none();
     let query = LogQuery { step: args.step, attempt: args.attempt.map(Attempt), tail: args.tail, follow: args.follow };
     let mut lines = client.logs(run, &query);
@@ -47,6 +51,20 @@ pub(crate) async fn run(args: LogsArgs, output: Output) -> Result<u8, Failure> {
         }
     }
 }
+
+/// A step's name out of a matrix is easily mistyped: the mend is the names that there are.
+fn known(step: &str, run: &RunView) -> Result<(), Failure> {
+    let names: Vec<&str> = run.steps.iter().map(|other| other.step.as_str()).collect();
+    if names.contains(&step) {
+        return Ok(());
+    }
+    let shown = names[..names.len().min(STEPS_NAMED)].join(", ");
+    let more = if names.len() > STEPS_NAMED { ", … (`longshore show` has all)" } else { "" };
+    Err(Failure::input(format!("the run has no step `{step}`")).mend(format!("its steps are {shown}{more}")))
+}
+
+/// A few lines of a terminal.
+const STEPS_NAMED: usize = 20;
 
 /// A pipe takes this much at once.
 const WRITE_BYTES: usize = 64 * 1024;
