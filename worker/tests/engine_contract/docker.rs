@@ -285,20 +285,3 @@ async fn a_command_that_closes_its_output_goes_on_and_its_exit_code_counts() {
     assert_eq!((ran.text().as_str(), ran.code()), ("up\n", 4));
     bench.clean().await;
 }
-
-/// Not a test of anything: prints what a trivial step costs beside `docker run --rm`.
-#[tokio::test]
-#[ignore = "a measurement: run it alone, with --nocapture"]
-async fn measure_a_trivial_step() {
-    let bench = bench().await;
-    bench.engine.ensure_image(IMAGE).await.unwrap();
-    let begun = std::time::Instant::now();
-    for _ in 0..20 {
-        let mut spec = bench.spec("");
-        spec.argv = vec!["true".to_owned()];
-        assert_eq!(bench.run(&spec).await.code(), 0);
-        bench.engine.destroy(&spec.name).await.unwrap();
-    }
-    println!("create + start + wait + destroy: {:?}", begun.elapsed() / 20);
-    assert!(begun.elapsed() < Duration::from_mins(1));
-}
