@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::Semaphore;
 
-use super::link::{Link, NOT_FOUND, Session, code, explain, lost};
+use super::link::{Link, NOT_FOUND, Session, code, explain};
 use super::short;
 use crate::broker::{BrokerError, Outgoing, PublishError};
 
@@ -39,8 +39,15 @@ impl Publisher {
         }
         let ready = messages.iter().enumerate().map(Ready::new).collect::<Result<Vec<_>, _>>()?;
         let _permit = self.permits.acquire().await.map_err(|_| BrokerError::Closed)?;
-        let session = self.link.session().await?;
-        let channel = self.channel(&session).await?;
+        let (session, channel) = loop {
+            let session = self.link.session().await?;
+            match self.channel(&session).await {
+                Ok(channel) => break (session, channel),
+                // Nothing was sent, so nothing is in doubt: the next connection will do. This one may be over, and
+                // its keeper not know it yet.
+                Err(error) => session.wait_out(&error, "the user must be allowed to open a channel").await?,
+            }
+        };
         let outcome = tokio::select! {
             biased;
             outcome = send(&channel, &ready) => outcome,
@@ -55,7 +62,7 @@ impl Publisher {
     }
 
     /// One in confirm mode that is ours alone.
-    async fn channel(&self, session: &Session) -> Result<Channel, BrokerError> {
+    async fn channel(&self, session: &Session) -> lapin::Result<Channel> {
         {
             let mut idle = self.lock();
             idle.retain(|(number, channel)| *number == session.number && channel.status().connected());
@@ -63,8 +70,8 @@ impl Publisher {
                 return Ok(channel);
             }
         }
-        let channel = session.channel().await.map_err(|error| lost(&error))?;
-        session.run(channel.confirm_select(ConfirmSelectOptions::default())).await.map_err(|error| lost(&error))?;
+        let channel = session.channel().await?;
+        session.run(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
 
