@@ -4,6 +4,7 @@
 #
 #   setup.sh demo    an engine, a broker, and what builds a base image
 #   setup.sh test    that, an image registry, prometheus, and helm
+#   setup.sh bench   what demo needs, Python with venv, and perf
 #   setup.sh lint    rustfmt, clippy, shellcheck, cargo-deny
 set -euo pipefail
 # shellcheck source=scripts/lib/common.sh
@@ -35,10 +36,17 @@ have xz             | xz-utils
 have bzip2          | bzip2
 have curl           | curl
 END
-    [ "$1" = demo ] || cat <<'END'
+    if [ "$1" = test ]; then cat <<'END'
 have docker-registry| docker-registry
 have prometheus     | prometheus
 END
+    fi
+    if [ "$1" = bench ]; then cat <<'END'
+python_venv         | python3-venv
+have perf           | linux-perf
+have xargs          | findutils
+END
+    fi
 }
 
 lint_needs() {
@@ -47,6 +55,9 @@ have shellcheck     | shellcheck
 have gcc            | gcc libc6-dev
 END
 }
+
+# Debian's Python says so only when it is asked to make one with pip.
+python_venv() { have python3 && python3 -c 'import ensurepip, venv'; }
 
 static_busybox() { have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; }
 
@@ -138,10 +149,10 @@ install_helm() {
 have cargo || die "needs cargo: install Rust first"
 have apt-get || die "needs Debian: it installs with apt-get"
 case ${1:-} in
-    demo | test)
+    demo | test | bench)
         # shellcheck disable=SC2046  # a list of package names
         install_packages $(needs "$1" | missing_packages)
-        [ "$1" = demo ] || install_helm
+        if [ "$1" = test ]; then install_helm; fi
         ;;
     lint)
         # shellcheck disable=SC2046

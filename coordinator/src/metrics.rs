@@ -31,8 +31,14 @@ pub const METRICS: &[MetricDoc] = &[
     counter(
         "longshore_retries_total",
         "Executions carried out again, by cause.",
-        &[("cause", &["infra", "gone", "user"])],
+        &[("cause", &["infra", "gone", "user", "lineage"])],
     ),
+    counter(
+        "longshore_lefts_lost_total",
+        "Times that what a step left was gone when a later step needed it (P20).",
+        &[],
+    ),
+    counter("longshore_remakes_total", "Times that what a step left was made again (P20).", &[]),
     counter("longshore_leases_ended_total", "Workers whose lease ended.", &[]),
     counter(
         "longshore_fenced_total",
@@ -104,9 +110,12 @@ pub(crate) fn entry_committed(entry: &Entry) {
                 RetryCause::Infra => "infra",
                 RetryCause::Gone => "gone",
                 RetryCause::User => "user",
+                RetryCause::Lineage => "lineage",
             };
             metrics::counter!("longshore_retries_total", "cause" => cause).increment(1);
         }
+        Entry::LeftLost { .. } => metrics::counter!("longshore_lefts_lost_total").increment(1),
+        Entry::RemakeBegun { .. } => metrics::counter!("longshore_remakes_total").increment(1),
         Entry::LeaseEnded { .. } => metrics::counter!("longshore_leases_ended_total").increment(1),
         Entry::Ended { end: End::Finished { cached, phases, .. }, .. } => {
             if *cached {

@@ -428,3 +428,24 @@ async fn a_coordinator_killed_at_any_batch_is_replaced_and_the_run_settles() {
         }
     }
 }
+
+#[tokio::test]
+async fn p3_a_confirmed_message_leaves_the_outbox_though_nothing_else_is_written() {
+    let mut fleet = Fleet::start().await;
+    let mut worker = ScriptedWorker::join(&fleet, "w1").await;
+    let run = fleet.submitted(ONE_STEP).await;
+    let job = worker.next_job().await;
+    worker.carry_out(&job).await;
+    worker.told(|control| matches!(control, Control::Settled { .. })).await;
+    fleet.settled(run).await;
+    // The last confirm has no transaction of its own: its row goes with the next one, or when the epoch is renewed.
+    let store = Store::open(&fleet.file()).await.unwrap();
+    patiently("an empty outbox", async {
+        while store.outbox_rows().await.unwrap() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    store.close().await;
+    fleet.stop().await;
+}

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use longshore_protocol::{PoolName, RunId};
+use longshore_worker::config::{ORPHAN, PARKED_FOR};
 
 /// Runs steps in containers, on this machine or on a fleet of Docker hosts.
 #[derive(Parser, Debug)]
@@ -326,6 +327,23 @@ pub(crate) struct WorkerArgs {
     /// Pool whose jobs it takes
     #[arg(long, env = "LONGSHORE_POOL", default_value = "default")]
     pub(crate) pool: PoolName,
+
+    /// Containers kept after their steps, so that the next step goes on in each; 0 for none [default: as many as slots]
+    #[arg(long, env = "LONGSHORE_PARKED", value_name = "N", value_parser = clap::value_parser!(u32).range(0..=SLOTS_MAX))]
+    pub(crate) parked: Option<u32>,
+
+    /// How long each is kept; what it holds is committed then
+    #[arg(long, env = "LONGSHORE_PARKED_FOR", value_name = "SECONDS", default_value_t = PARKED_FOR.as_secs())]
+    pub(crate) parked_for: u64,
+
+    /// How long a container goes on without its worker before it ends itself
+    #[arg(long, env = "LONGSHORE_ORPHAN", value_name = "SECONDS", default_value_t = ORPHAN.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) orphan: u64,
+
+    /// Run every command as its container's own process, without a supervisor: nothing is parked, nothing outlives
+    /// the worker
+    #[arg(long, env = "LONGSHORE_DIRECT", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) direct: bool,
 
     /// Address of the Docker Engine [default: DOCKER_HOST, else Docker's own]
     #[arg(long, env = "LONGSHORE_DOCKER", value_name = "ADDRESS")]

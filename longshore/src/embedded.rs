@@ -1,7 +1,9 @@
 //! Coordinator and worker in this process, over the in-memory broker: what `longshore run` needs besides Docker.
 
 use std::num::NonZero;
+use std::time::Duration;
 
+use longshore_coordinator::core::CoreConfig;
 use longshore_coordinator::pipeline::{Pipeline, SnapshotRule};
 use longshore_coordinator::{Config as CoordinatorConfig, Coordinator, CoordinatorError, StateLocation};
 use longshore_protocol::broker::Broker;
@@ -84,7 +86,7 @@ impl Embedded {
     ) -> Result<Self, Failure> {
         let Found { engine, info } = found;
         let kept = pipeline.steps.iter().filter(|step| step.snapshot == SnapshotRule::Always);
-        let keeps = kept.map(|step| ExecutionId::of_step(run, &step.name)).collect();
+        let keeps = kept.flat_map(|step| with_remakes(ExecutionId::of_step(run, &step.name))).collect();
         let note = LockNote { engine: info.id.clone(), keeps };
         let lock = state.lock(run, &note).map_err(|error| unusable(state.root(), &error))?;
         let dead = state.dead(&info.id).map_err(|error| unusable(state.root(), &error))?;
@@ -94,6 +96,8 @@ impl Embedded {
         let worker = WorkerConfig {
             slots,
             worker_id: Some(owner.clone()),
+            // Nobody comes back to what is still parked when the run is over.
+            leaving: Duration::ZERO,
             ..WorkerConfig::new(PREFIX, state.worker_dir(run), BlobSource::Dir(state.blobs()))
         };
         // Each has its own connection, as on a fleet: closing one leaves the other's.
@@ -177,6 +181,13 @@ async fn sweep(state: StateDir, engine: DockerEngine, dead: Vec<Dead>) {
             tracing::warn!(%run, %error, "an interrupted run's lock could not be removed");
         }
     }
+}
+
+/// A step's execution, and those that make again what it left (P20): what one of them keeps for people takes the place
+/// of what was lost.
+fn with_remakes(execution: ExecutionId) -> impl Iterator<Item = ExecutionId> {
+    let remakes = 1..=CoreConfig::default().remakes_max;
+    std::iter::once(execution).chain(remakes.map(move |n| ExecutionId::of_remake(execution, n)))
 }
 
 /// Removes the containers of these owners, and their snapshots but those that outlive their runs.

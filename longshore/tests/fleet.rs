@@ -127,6 +127,7 @@ fn the_same_file_goes_to_a_fleet() {
     doctor.env("DOCKER_HOST", services::env("LONGSHORE_TEST_DOCKER_1"));
     let doctor = done(doctor);
     assert_eq!(code(&doctor), 0, "{}", stdout(&doctor));
+    assert!(stdout(&doctor).contains("by a supervisor in each container"), "{}", stdout(&doctor));
 }
 
 #[test]

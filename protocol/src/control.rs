@@ -54,6 +54,12 @@ pub enum Control {
         /// What the coordinator has, contiguous from 0.
         stored: Offsets,
     },
+    /// Nobody goes on with what the worker's own attempt left live: a container still parked for it is removed, with
+    /// what was committed of it under the attempt's own name. One that a child has taken is the child's (P19).
+    Release {
+        /// Which attempt.
+        claim: Claim,
+    },
     /// Nobody needs a snapshot any more.
     RemoveSnapshot {
         /// Which one.

@@ -100,10 +100,27 @@ pub struct Finished {
     pub cached: bool,
     /// The final offsets (P14): how many bytes each stream had.
     pub output: Offsets,
-    /// What it left, if anything was kept. On the sender's Engine.
+    /// What it left committed, if anything. On the sender's Engine.
     pub snapshot: Option<SnapshotId>,
+    /// Whether its container is parked: one child on this Engine may go on in it (P19).
+    #[serde(default)]
+    pub parked: bool,
     /// Where the time went.
     pub phases: Phases,
+    /// What the command used, where a supervisor could tell.
+    #[serde(default)]
+    pub usage: Option<Usage>,
+}
+
+/// What a command and everything that it waited for used, by `getrusage(2)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Usage {
+    /// Processor time in user mode, ms.
+    pub user_ms: u64,
+    /// Processor time in the kernel, ms.
+    pub system_ms: u64,
+    /// The largest resident set of any one process, bytes.
+    pub max_rss_bytes: u64,
 }
 
 /// Milliseconds in each of the worker's verbs.

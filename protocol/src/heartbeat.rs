@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::event::AttemptRecord;
+use crate::event::{AttemptRecord, Claim};
 use crate::ids::{EngineId, Epoch, Incarnation, PoolName, WorkerId};
 use crate::kept::SnapshotId;
 
@@ -43,6 +43,9 @@ pub struct Heartbeat {
     pub attempts: Vec<AttemptRecord>,
     /// Committed snapshots on its Engine, [`SNAPSHOTS_MAX`] at most, newest first.
     pub snapshots: Vec<SnapshotId>,
+    /// Attempts whose containers are parked: a child may go on in each.
+    #[serde(default)]
+    pub parked: Vec<Claim>,
     /// The number of the last event it sent before: "not held" counts only when all up to it are in.
     pub last_event: u64,
     /// Free bytes where the Engine keeps its data, if the worker can see that.

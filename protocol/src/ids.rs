@@ -126,6 +126,18 @@ impl ExecutionId {
         Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
     }
 
+    /// The `n`-th (from 1) remaking of what an execution left (P20): an execution of its own kind, so that its
+    /// fence, its log and its retries are its own.
+    pub fn of_remake(original: Self, n: u32) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"longshore remake 1");
+        hasher.update(original.0.as_bytes());
+        hasher.update(&n.to_le_bytes());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+
     /// 32 hex digits: for container names and tags, which allow no more than they must.
     pub fn to_hex(self) -> String {
         self.0.simple().to_string()

@@ -43,10 +43,17 @@ pub enum Base {
         /// As the user wrote it; the worker normalises it.
         reference: String,
     },
-    /// What the parent left, on the Engine that the job is sent to.
-    Snapshot {
-        /// The parent's committed snapshot.
-        id: SnapshotId,
+    /// What an attempt of the parent left, on the Engine that the job is sent to: its parked container, if it still
+    /// stands there and fits (P19); else its committed snapshot. Where neither is there, the answer is
+    /// [`SNAPSHOT_LOST`](crate::outcome::SNAPSHOT_LOST) and the parent is made again (P20).
+    Parent {
+        /// What was carried out.
+        execution: ExecutionId,
+        /// Which try of it.
+        attempt: Attempt,
+        /// Committed, as far as the coordinator knows. The worker may have committed a parked container since,
+        /// under the attempt's own [`SnapshotId::ephemeral`].
+        snapshot: Option<SnapshotId>,
     },
 }
 
@@ -56,10 +63,15 @@ pub enum Base {
 pub enum Keep {
     /// Nobody needs it: removed.
     Nothing,
-    /// Committed under the attempt's own ephemeral name ([`SnapshotId::ephemeral`]).
+    /// One child goes on with it, on this host: the container is parked. Committed as well, under the ephemeral name,
+    /// only where the worker's checkpoint rule, its bounds on parked containers or a missing supervisor ask for it.
+    Live,
+    /// Committed under the attempt's own ephemeral name ([`SnapshotId::ephemeral`]): several may go on with it, or
+    /// one may again. The container may be parked besides, for the first of them.
     Snapshot,
     /// As `Snapshot`, but whatever the command's own outcome was (passed, failed, timed out, …), so that
-    /// people can look at what a failed step left (`snapshot: always`). It outlives the run.
+    /// people can look at what a failed step left (`snapshot: always`). It outlives the run, and whoever goes on with it
+    /// gets the restored view: the container is never parked.
     Always,
     /// Committed under a key; if the Engine has it already, the step passes without being run.
     Cached {

@@ -5,13 +5,20 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The reason in `infra{prepare, …}` of a child whose parent's files are not where it was sent: the coordinator knows
+/// this word, and has the parent made again (P20).
+pub const SNAPSHOT_LOST: &str = "snapshot_lost";
+
+/// The reason in `infra{prepare, …}` of a step whose parent's files were lost and could not be made again (P20).
+pub const LINEAGE: &str = "lineage";
+
 /// How an attempt, and in the end its step, ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Outcome {
     /// Exit status 0, or found under its cache key.
     Passed,
-    /// The command's own exit status, 1 to 255. `128 + n` stays here until a supervisor can tell a signal.
+    /// The command's own exit status, 1 to 255. `128 + n` where no supervisor could tell a signal from it.
     Failed {
         /// As the kernel reported it.
         exit: u8,

@@ -3,6 +3,8 @@
 //! A stream is a sequence of bytes from offset 0. A [`Line`] covers `data`, plus the newline if it
 //! ended in one: lines put one behind the other are the stream's bytes again, exactly.
 
+mod runs;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
@@ -10,6 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::event::Claim;
 use crate::ids::{Incarnation, WorkerId};
+
+pub use runs::{Run, read_run, runs};
 
 /// The longest line that travels whole; a longer one is split and its pieces are marked ([`Ending::Split`]).
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -27,7 +31,9 @@ pub struct OutputMessage {
     pub incarnation: Incarnation,
     /// Which attempt. With the worker it is the fence.
     pub claim: Claim,
-    /// Contiguous per stream within a message.
+    /// Contiguous per stream within a message. Lines that differ only in their bytes share one object.
+    #[serde(with = "runs::lines")]
+    #[schemars(with = "Vec<runs::RunForm>")]
     pub lines: Vec<Line>,
 }
 
@@ -127,7 +133,7 @@ impl JsonSchema for LineData {
 impl Line {
     /// The offset behind its last byte, the newline included.
     pub fn end(&self) -> u64 {
-        self.offset + self.data.0.len() as u64 + u64::from(self.ending == Ending::Newline)
+        self.offset.saturating_add(self.data.0.len() as u64 + u64::from(self.ending == Ending::Newline))
     }
 }
 

@@ -39,8 +39,8 @@ macro_rules! variants {
 }
 
 variants! {
-    base: Base { Image, Snapshot }
-    keep: Keep { Nothing, Snapshot, Always, Cached }
+    base: Base { Image, Parent }
+    keep: Keep { Nothing, Live, Snapshot, Always, Cached }
     command: Command { Script, Argv }
     network: Network { None, Bridge }
     event: Event { Hello, Accepted, Started, Finished, Records }
@@ -51,7 +51,7 @@ variants! {
     heartbeat: HeartbeatMessage { Heartbeat, Tick }
     stream: Stream { Stdout, Stderr }
     ending: Ending { Newline, Split, Eof }
-    control: Control { Abandon, Cancel, Settled, Sync, Resend, RemoveSnapshot, Refused }
+    control: Control { Abandon, Cancel, Settled, Sync, Resend, Release, RemoveSnapshot, Refused }
 }
 
 /// The type and the text of every example.
@@ -111,6 +111,7 @@ fn see_output(message: &OutputMessage, body: &str, seen: &mut Seen) {
         assert_eq!(pair[0].end(), pair[1].offset, "lines of a stream follow one another");
     }
     seen.extend(body.contains("\"text\"").then_some("LineData::text"));
+    seen.extend(body.contains("\"texts\"").then_some("Run::texts"));
     seen.extend(body.contains("\"base64\"").then_some("LineData::base64"));
 }
 
@@ -132,7 +133,7 @@ fn every_message_has_an_example_that_can_be_read() {
         }
     }
     let mut wanted = all();
-    wanted.extend(["LineData::text", "LineData::base64"]);
+    wanted.extend(["LineData::text", "Run::texts", "LineData::base64"]);
     let missing: Vec<_> = wanted.difference(&seen).copied().collect();
     assert!(missing.is_empty(), "docs/protocol.md has no example of {missing:?}");
 }

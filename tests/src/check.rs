@@ -1,69 +1,90 @@
-//! The checker that every end-to-end test runs at its end: settled once, no line missing, no container left.
+//! The checker that every end-to-end test runs at its end: settled once, no line missing, no container and no process
+//! left.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use bollard::query_parameters::ListContainersOptionsBuilder;
-use bollard::{ClientVersion, Docker};
 use longshore_coordinator::core::view::{RunView, StepPhase};
-use longshore_protocol::Outcome;
+use longshore_protocol::{EngineId, Outcome, RunId, WorkerId};
 use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
 
+use crate::engine::{is_holder, named};
 use crate::fleet::Fleet;
 use crate::process::within_patience;
 use crate::services;
 
 impl Fleet {
-    /// Checks every run that was submitted to it.
+    /// Checks every run that was submitted to it, ends what runs of it in order, and checks that nothing is left. A
+    /// worker that does not run any more is taken for gone for good: what it left on its Engine goes with this.
     ///
     /// # Panics
     /// If a promise of `docs/architecture.md` section 6 does not hold.
-    pub async fn checks_out(&self) {
+    pub async fn checks_out(mut self) {
         let runs = self.runs.lock().expect("no panic while it is held").clone();
-        let mut executions = Vec::new();
-        for run in runs {
+        for run in &runs {
             let view: RunView = self.get(&format!("/v1/runs/{run}")).await;
             assert!(view.summary.outcome.is_some(), "{run} is not settled");
             settled_once(&self.journal(&run.to_string()).await, &view);
             self.no_line_missing(&view).await;
-            executions.extend(view.steps.iter().map(|step| step.execution.to_hex()));
         }
-        self.no_container_left(&executions).await;
+        let mut seen: BTreeMap<WorkerId, EngineId> =
+            self.workers_seen().await.into_iter().map(|worker| (worker.worker, worker.engine)).collect();
+        let names: Vec<String> = self.workers.keys().cloned().collect();
+        let (living, dead): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| self.workers[name].process.is_some());
+        if dead.is_empty() {
+            no_process_left(&runs).await;
+        }
+        for name in &living {
+            let id = self.worker_id(name).await;
+            seen.remove(&id);
+            // Once every run is settled nothing waits for a parked container: only what the worker keeps for itself stays.
+            self.no_container_left(name, &id, |container| !is_holder(container)).await;
+            self.terminate_worker(name).await;
+            let left = named(self.engine_of(name), &format!("longshore.{id}."));
+            assert!(left.is_empty(), "left by {name}, which was told to end: {left:?}");
+        }
+        for name in &dead {
+            for id in seen.keys() {
+                self.remove_what_is_left_of(name, id);
+            }
+        }
     }
 
     /// Every output byte that an attempt's worker had counted is in the store, unless the log says in place that
     /// some are missing.
     async fn no_line_missing(&self, view: &RunView) {
-        for step in &view.steps {
-            for attempt in &step.attempts {
-                assert!(attempt.log_closed, "the log of {}, attempt {}, is not closed", step.step, attempt.attempt);
+        let steps = view.steps.iter().map(|step| (&step.step, &step.attempts));
+        let remakes = view.steps.iter().flat_map(|step| &step.remakes).map(|remake| (&remake.name, &remake.attempts));
+        for (name, attempts) in steps.chain(remakes) {
+            for attempt in attempts {
+                assert!(attempt.log_closed, "the log of {name}, attempt {}, is not closed", attempt.attempt);
                 let Some(output) = attempt.output else { continue };
-                let log = self.log_of(view.summary.run, step.step.as_str(), attempt.attempt).await;
-                assert_eq!(log.len() as u64, output.total(), "bytes of {}, attempt {}", step.step, attempt.attempt);
+                let log = self.log_bytes(view.summary.run, name.as_str(), attempt.attempt).await;
+                assert_eq!(log, output.total(), "bytes of {name}, attempt {}", attempt.attempt);
             }
         }
     }
 
-    /// Waits until the Engines have no container of these executions: removal is off the critical path.
-    async fn no_container_left(&self, executions: &[String]) {
+    /// Waits until the Engine beside a worker has none of its containers that are meant: removal is off the critical path.
+    ///
+    /// # Panics
+    /// If some stay.
+    pub async fn no_container_left(&self, name: &str, worker: &WorkerId, meant: impl Fn(&str) -> bool) {
+        let prefix = format!("longshore.{worker}.");
+        let left = || {
+            let mut left = named(self.engine_of(name), &prefix);
+            left.retain(|container| meant(container));
+            left
+        };
         let gone = async {
             let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
-            while !self.left_of(executions).await.is_empty() {
+            while !left().is_empty() {
                 interval.tick().await;
             }
         };
         let emptied = within_patience(gone).await;
-        assert!(emptied.is_some(), "containers left: {:?}", self.left_of(executions).await);
-    }
-
-    async fn left_of(&self, executions: &[String]) -> Vec<String> {
-        let mut left = Vec::new();
-        for engine in self.engines() {
-            left.extend(containers(&engine).await);
-        }
-        left.retain(|name| executions.iter().any(|execution| name.contains(execution)));
-        left
+        assert!(emptied.is_some(), "containers left by {name}: {:?}", left());
     }
 
     /// How often each kind of entry is in a run's journal, for each execution; read from the file itself, which
@@ -113,19 +134,40 @@ pub async fn journal_entries(state: &std::path::Path, run: &str) -> Vec<serde_js
     rows.iter().map(|(entry,)| serde_json::from_str(entry).expect("an entry is JSON")).collect()
 }
 
-/// The names of every container on an Engine that Longshore made, running or not. Asked of the Engine itself, not
-/// through the product's own code.
+/// Waits until no process of a step of these runs is there: `LONGSHORE_RUN` is in the environment of each, whatever
+/// became of its container. Only where this test sees the Engine's processes, as beside `scripts/services.sh`.
 ///
 /// # Panics
-/// If the Engine does not answer.
-pub async fn containers(engine: &str) -> Vec<String> {
-    // 1.41 is the oldest API that Longshore speaks, and this is an old question.
-    let version = ClientVersion { major_version: 1, minor_version: 41 };
-    let docker = Docker::connect_with_unix(engine, 30, &version).expect("a unix socket's address");
-    let all = ListContainersOptionsBuilder::new().all(true).build();
-    let containers = docker.list_containers(Some(all)).await.unwrap_or_else(|e| panic!("{engine}: {e}"));
-    let names = containers.into_iter().flat_map(|container| container.names.unwrap_or_default());
-    names.map(|name| name.trim_start_matches('/').to_owned()).filter(|name| name.starts_with("longshore")).collect()
+/// If some stay.
+pub async fn no_process_left(runs: &[RunId]) {
+    let gone = async {
+        let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
+        while !processes_of(runs).is_empty() {
+            interval.tick().await;
+        }
+    };
+    let emptied = within_patience(gone).await;
+    assert!(emptied.is_some(), "processes left: {:?}", processes_of(runs));
+}
+
+/// The ids of the processes of steps of these runs, as this test sees them.
+pub fn processes_of(runs: &[RunId]) -> Vec<u32> {
+    runs.iter().flat_map(|run| processes_with(&[format!("LONGSHORE_RUN={run}")])).collect()
+}
+
+/// The ids of the processes in whose environment all of these stand.
+///
+/// # Panics
+/// If there is no `/proc`.
+pub fn processes_with(variables: &[String]) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has_them = |pid: &u32| {
+        // One that ends meanwhile has no environment any more.
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        variables.iter().all(|variable| environment.split(|byte| *byte == 0).any(|part| part == variable.as_bytes()))
+    };
+    ids.filter(has_them).collect()
 }
 
 /// Runs a command to its end.

@@ -1,53 +1,42 @@
 //! One coordinator and some workers, on RabbitMQ, each beside one of two Docker Engines.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use longshore_coordinator::core::view::WorkerView;
-use longshore_protocol::{Attempt, RunId, WorkerId};
+use longshore_protocol::{RunId, WorkerId};
 use reqwest::Client;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::builder::FleetBuilder;
+use crate::engine::{docker, named};
 use crate::process::{Process, within_patience};
 use crate::run::Run;
-use crate::services;
-
-/// Lease of the tests' fleets, in seconds: short, so that a lost worker is given up soon, and long enough for
-/// a machine whose two cores compile something else at the same time.
-const LEASE_SECS: u32 = 10;
 
 /// A fleet under test.
 #[derive(Debug)]
 pub struct Fleet {
-    prefix: String,
-    amqp: String,
-    lease_secs: u32,
-    dir: TempDir,
-    address: String,
-    coordinator: Option<Process>,
-    workers: BTreeMap<String, Member>,
+    pub(crate) prefix: String,
+    pub(crate) amqp: String,
+    pub(crate) lease_secs: u32,
+    pub(crate) dir: TempDir,
+    pub(crate) address: String,
+    pub(crate) coordinator: Option<Process>,
+    pub(crate) workers: BTreeMap<String, Member>,
     pub(crate) http: Client,
     pub(crate) runs: std::sync::Mutex<Vec<RunId>>,
 }
 
 /// A worker of the fleet: its directory outlives its process.
 #[derive(Debug)]
-struct Member {
-    docker: String,
-    state: PathBuf,
-    slots: u32,
-    metrics: String,
-    process: Option<Process>,
-}
-
-/// A fleet to be.
-#[derive(Debug, Default)]
-pub struct FleetBuilder {
-    workers: Vec<(String, String, u32)>,
-    amqp: Option<String>,
-    lease_secs: Option<u32>,
+pub(crate) struct Member {
+    pub(crate) docker: String,
+    pub(crate) state: PathBuf,
+    pub(crate) slots: u32,
+    pub(crate) metrics: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) process: Option<Process>,
 }
 
 impl Fleet {
@@ -143,6 +132,7 @@ impl Fleet {
             vec!["--state".to_owned(), member.state.display().to_string()],
             vec!["--slots".to_owned(), member.slots.to_string()],
             vec!["--metrics".to_owned(), member.metrics.clone()],
+            member.args.clone(),
             common,
         ];
         member.process = Some(Process::start(&format!("worker {name}"), &args.concat()));
@@ -172,6 +162,15 @@ impl Fleet {
     pub async fn terminate_worker(&mut self, name: &str) {
         let member = self.workers.get_mut(name).expect("a worker of this fleet");
         member.process.take().expect("the worker runs").terminate().await;
+    }
+
+    /// What a worker that was killed and will not come back left, before the ten minutes are over after which it ends
+    /// by itself (P17).
+    pub fn remove_what_is_left_of(&self, name: &str, worker: &WorkerId) {
+        let engine = self.engine_of(name);
+        for container in named(engine, &format!("longshore.{worker}.")) {
+            docker(engine, &["rm", "--force", "--volumes", &container]);
+        }
     }
 
     /// The Engine beside a worker.
@@ -250,17 +249,6 @@ impl Fleet {
         Run::new(self, run)
     }
 
-    /// What an attempt wrote.
-    pub(crate) async fn log_of(&self, run: RunId, step: &str, attempt: Attempt) -> String {
-        let query = [("step", step), ("attempt", &attempt.to_string())];
-        let request = self.http.get(self.url(&format!("/v1/runs/{run}/logs"))).query(&query);
-        let response = request.send().await.expect("the coordinator answers");
-        let status = response.status();
-        let text = response.text().await.expect("a body");
-        assert!(status.is_success(), "log of {step}, attempt {attempt}: {status}: {text}");
-        text
-    }
-
     pub(crate) async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
         let response = self.http.get(self.url(path)).send().await.expect("the coordinator answers");
         let status = response.status();
@@ -289,87 +277,4 @@ impl Fleet {
         let lease = self.lease_secs.to_string();
         ["--amqp", &self.amqp, "--prefix", &self.prefix, "--lease", &lease].map(str::to_owned).to_vec()
     }
-}
-
-impl FleetBuilder {
-    /// With a worker of that name beside Engine 1 or 2, with two slots.
-    #[must_use]
-    pub fn worker(self, name: &str, engine: u8) -> Self {
-        let docker = services::env(&format!("LONGSHORE_TEST_DOCKER_{engine}"));
-        self.worker_at(name, &docker, 2)
-    }
-
-    /// With a worker beside an Engine of the test's own.
-    #[must_use]
-    pub fn worker_at(mut self, name: &str, docker: &str, slots: u32) -> Self {
-        self.workers.push((name.to_owned(), docker.to_owned(), slots));
-        self
-    }
-
-    /// On another broker than the tests' common one.
-    #[must_use]
-    pub fn amqp(mut self, uri: &str) -> Self {
-        self.amqp = Some(uri.to_owned());
-        self
-    }
-
-    /// With another lease than the tests' common one.
-    #[must_use]
-    pub fn lease_secs(mut self, lease_secs: u32) -> Self {
-        self.lease_secs = Some(lease_secs);
-        self
-    }
-
-    /// A fleet of which nothing runs yet.
-    ///
-    /// # Panics
-    /// If a directory or a port cannot be had.
-    pub fn prepare(self) -> Fleet {
-        let dir = tempfile::tempdir().expect("a directory");
-        let member = |docker: String, slots, name: &str| Member {
-            docker,
-            state: dir.path().join(name),
-            slots,
-            metrics: free_address(),
-            process: None,
-        };
-        let workers = self.workers.into_iter().map(|(name, docker, slots)| {
-            let member = member(docker, slots, &name);
-            (name, member)
-        });
-        Fleet {
-            prefix: format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
-            amqp: self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP")),
-            lease_secs: self.lease_secs.unwrap_or(LEASE_SECS),
-            address: free_address(),
-            coordinator: None,
-            workers: workers.collect(),
-            http: Client::builder().no_proxy().build().expect("no TLS to set up"),
-            runs: std::sync::Mutex::default(),
-            dir,
-        }
-    }
-
-    /// The fleet, every process of it ready.
-    pub async fn start(self) -> Fleet {
-        let mut fleet = self.prepare();
-        fleet.spawn_coordinator();
-        let names: Vec<_> = fleet.workers.keys().cloned().collect();
-        for name in &names {
-            fleet.spawn_worker(name);
-        }
-        fleet.coordinator().says("longshore coordinator: ready").await;
-        for name in &names {
-            fleet.worker(name).says("longshore worker: ready").await;
-        }
-        let count = names.len();
-        fleet.until_workers("every worker", |seen| seen.iter().filter(|worker| worker.alive).count() == count).await;
-        fleet
-    }
-}
-
-/// An address on loopback that nobody listens on: chosen once, so that a process started again has its old one.
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("bound").to_string()
 }

@@ -7,15 +7,24 @@
 //! fleet.checks_out().await;
 //! ```
 //!
-//! [`fleet`] starts and kills processes, [`run`] follows a run, [`check`] is the checker that every one of them
-//! runs at its end: settled once, no line missing, no container left. [`services`] finds RabbitMQ and Docker.
+//! [`fleet`] starts and kills processes ([`builder`] says which are wanted), [`run`] follows a run, [`check`] is the
+//! checker that every one of them runs at its end: settled once, no line missing, no container and no process left.
+//! [`services`] finds RabbitMQ and Docker, [`engine`] asks Docker about what Longshore did, [`actor`] makes images whose
+//! steps can do and see everything, [`dice`] chooses.
 
+pub mod actor;
+pub mod builder;
 pub mod check;
+pub mod dice;
+pub mod engine;
 pub mod fleet;
+mod logs;
 pub mod process;
 pub mod run;
 #[path = "../services.rs"]
 pub mod services;
 
+pub use builder::FleetBuilder;
+pub use dice::Dice;
 pub use fleet::Fleet;
 pub use run::Run;

@@ -168,8 +168,11 @@ pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let test = std::env::current_exe().expect("a running test has a path");
-        // …/target/debug/deps/spine-0123: two up.
-        let profile_dir = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned();
+        // …/target/debug/deps/spine-0123, …/target/release/longshore-bench: one or two up.
+        let mut profile_dir = test.parent().expect("a program lies in a directory").to_owned();
+        if profile_dir.ends_with("deps") {
+            profile_dir.pop();
+        }
         let mut build = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         build.current_dir(services::root()).args(["build", "--quiet", "--locked", "--package", "longshore"]);
         if profile_dir.ends_with("release") {

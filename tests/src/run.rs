@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use longshore_coordinator::api::types::LogLine;
 use longshore_coordinator::core::view::{RunOutcome, RunView, StepPhase, StepView};
-use longshore_protocol::RunId;
+use longshore_protocol::{Attempt, Outcome, RunId};
 
+use crate::engine::try_docker;
 use crate::fleet::Fleet;
-use crate::process::within_patience;
+use crate::process::{PATIENCE, within_patience};
 
 /// A submitted run.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +43,21 @@ impl<'a> Run<'a> {
     /// # Panics
     /// If it ended otherwise, or has not after [`PATIENCE`](crate::process::PATIENCE).
     pub async fn settles(&self, outcome: RunOutcome) -> RunView {
-        let closed = |view: &RunView| view.steps.iter().flat_map(|step| &step.attempts).all(|a| a.log_closed);
-        let view = self.until("it is settled", |view| view.summary.outcome.is_some() && closed(view)).await;
-        assert_eq!(view.summary.outcome, Some(outcome), "{view:#?}");
+        self.settles_within(PATIENCE, outcome).await
+    }
+
+    /// As [`settles`](Self::settles), for a run that takes long by its nature.
+    ///
+    /// # Panics
+    /// If it ended otherwise, or has not after that time.
+    pub async fn settles_within(&self, patience: Duration, outcome: RunOutcome) -> RunView {
+        let closed = |view: &RunView| {
+            let again = view.steps.iter().flat_map(|step| &step.remakes).flat_map(|remake| &remake.attempts);
+            view.steps.iter().flat_map(|step| &step.attempts).chain(again).all(|attempt| attempt.log_closed)
+        };
+        let over = |view: &RunView| view.summary.outcome.is_some() && closed(view);
+        let view = self.until_within(patience, "it is settled", over).await;
+        assert_eq!(view.summary.outcome, Some(outcome), "{}", in_short(&view));
         view
     }
 
@@ -79,6 +93,30 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The first lines of a log as they are told line by line.
+    pub async fn log_lines(&self, step: &str, count: usize) -> Vec<LogLine> {
+        self.fleet.log_lines(self.id, step, count).await
+    }
+
+    /// What a remaking, or any other log that has a name of its own, wrote.
+    pub async fn log_named(&self, name: &str, attempt: u32) -> String {
+        self.fleet.log_of(self.id, name, Attempt(attempt)).await
+    }
+
+    /// Removes what it left committed, on every Engine of the fleet: `snapshot: always` outlives its run, and the tests'
+    /// Engines are shared.
+    pub async fn forgets_snapshots(&self) {
+        let view = self.view().await;
+        let again = view.steps.iter().flat_map(|step| &step.remakes).flat_map(|remake| &remake.attempts);
+        let attempts = view.steps.iter().flat_map(|step| &step.attempts).chain(again);
+        for snapshot in attempts.filter_map(|attempt| attempt.snapshot.as_ref()) {
+            for engine in self.fleet.engines() {
+                // It is on one of them only.
+                try_docker(&engine, &["image", "rm", "--force", snapshot.as_str()]);
+            }
+        }
+    }
+
     /// Cancels it.
     pub async fn cancel(&self) {
         self.fleet.post(&format!("/v1/runs/{}/cancel", self.id)).await;
@@ -89,20 +127,35 @@ impl<'a> Run<'a> {
     /// # Panics
     /// If that takes longer than [`PATIENCE`](crate::process::PATIENCE).
     pub async fn until(&self, what: &str, holds: impl Fn(&RunView) -> bool) -> RunView {
+        self.until_within(PATIENCE, what, holds).await
+    }
+
+    async fn until_within(&self, patience: Duration, what: &str, holds: impl Fn(&RunView) -> bool) -> RunView {
         let poll = async {
-            // Polled rather than followed: the coordinator may be killed and started again meanwhile.
-            let mut interval = tokio::time::interval(Duration::from_millis(50));
             loop {
-                interval.tick().await;
+                let asked = tokio::time::Instant::now();
                 let view = self.view().await;
                 if holds(&view) {
                     return view;
                 }
+                // Polled rather than followed: the coordinator may be killed and started again meanwhile. A run of a
+                // thousand steps is a long answer: whoever asks leaves the coordinator its time.
+                tokio::time::sleep(Duration::from_millis(50).max(asked.elapsed() * 10)).await;
             }
         };
-        match within_patience(poll).await {
+        match tokio::time::timeout(patience, poll).await.ok() {
             Some(view) => view,
-            None => panic!("not reached: {what}: {:#?}", self.view().await),
+            None => panic!("not reached: {what}: {}", in_short(&self.view().await)),
         }
     }
+}
+
+/// A run for a failed test's reader: of a long one those steps that did not simply pass.
+fn in_short(view: &RunView) -> String {
+    let is_plain = |step: &&StepView| step.outcome == Some(Outcome::Passed) && step.attempts.len() == 1;
+    if view.steps.len() < 20 {
+        return format!("{view:#?}");
+    }
+    let told: Vec<_> = view.steps.iter().filter(|step| !is_plain(step)).take(20).collect();
+    format!("{:#?}, and of its steps the first that did not pass at once: {told:#?}", view.summary)
 }

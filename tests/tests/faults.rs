@@ -7,7 +7,8 @@ use longshore_protocol::broker::amqp::AmqpBroker;
 use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{Outcome, Shard};
-use longshore_tests::check::{containers, journal_entries, run_command};
+use longshore_tests::check::{journal_entries, run_command};
+use longshore_tests::engine::named;
 use longshore_tests::process::{Process, within_patience};
 use longshore_tests::{Fleet, services};
 use serde_json::Value;
@@ -48,8 +49,8 @@ async fn p8_kill_9_of_a_worker_in_the_middle_of_a_step_and_it_is_carried_out_els
 }
 
 #[tokio::test]
-async fn p10_a_worker_that_restarts_gives_up_what_it_held_at_once() {
-    let mut fleet = Fleet::new().worker("one", 1).start().await;
+async fn p10_a_worker_without_supervisors_that_restarts_gives_up_what_it_held_at_once() {
+    let mut fleet = Fleet::new().worker("one", 1).with(&["--direct"]).start().await;
     let run = fleet.submit(ENDS_ON_THE_SECOND_ATTEMPT).await.id;
     fleet.follow(run).prints("step", "attempt 1").await;
     fleet.kill_worker("one").await;
@@ -70,8 +71,7 @@ async fn p11_a_worker_told_to_end_in_the_middle_of_a_step_takes_its_containers_a
     let leaving = if owner == one { "one" } else { "two" };
     fleet.terminate_worker(leaving).await;
     // Looked at once: what is left now, no lease and no sweep will ever remove.
-    let left = containers(fleet.engine_of(leaving)).await;
-    let left: Vec<_> = left.into_iter().filter(|name| name.contains(&step.execution.to_hex())).collect();
+    let left = named(fleet.engine_of(leaving), &format!("longshore.{owner}."));
     assert!(left.is_empty(), "{left:?}");
 
     fleet.follow(run).settles(RunOutcome::Passed).await;
@@ -278,6 +278,7 @@ name: full
 defaults: {image: "longshore-test/busybox:latest"}
 steps:
   - name: fills
+    snapshot: always
     run: dd if=/dev/urandom of=/big bs=1M count=35
   - name: child
     from: fills

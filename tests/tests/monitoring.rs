@@ -16,6 +16,7 @@ name: varied
 defaults: {image: "longshore-test/busybox:latest", keep_going: true}
 steps:
   - name: root
+    snapshot: always
     run: |
       echo out
       echo err >&2

@@ -3,12 +3,13 @@
 //! An attempt is here from before its `accepted` is sent until `settled` or `abandon`. While it is carried out its
 //! task is the only one that changes it; once it is finished, only the control messages are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use longshore_protocol::event::{AttemptRecord, Claim, Finished, Phase};
+use longshore_protocol::job::{Base, Job};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::Offsets;
 use tokio::sync::watch;
@@ -16,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocking::blocking;
 use crate::disk::Disk;
-use crate::disk::records::AttemptKey;
+use crate::disk::log::{Durable, RecordLog};
+use crate::disk::records::{AttemptKey, Entry, Open, Parked, claim_of};
 
 /// Why an attempt is stopped before its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,40 +80,72 @@ pub(crate) struct Handle {
 
 struct Held {
     record: AttemptRecord,
+    /// Whose files it goes on with, until it has them.
+    wants: Option<AttemptKey>,
     stop: watch::Sender<Option<StopReason>>,
     spooled: watch::Sender<Spooled>,
     forgotten: CancellationToken,
 }
 
+#[derive(Default)]
+struct Table {
+    held: BTreeMap<AttemptKey, Held>,
+    /// Their records are on their way to the disk: nobody is told of them yet, and they are not claimed twice.
+    claiming: BTreeSet<AttemptKey>,
+}
+
 /// All of them.
 pub(crate) struct Attempts {
     disk: Arc<Disk>,
-    held: Mutex<BTreeMap<AttemptKey, Held>>,
+    log: RecordLog,
+    table: Mutex<Table>,
 }
 
 impl Attempts {
-    pub(crate) fn new(disk: Arc<Disk>) -> Self {
-        Self { disk, held: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(disk: Arc<Disk>, log: RecordLog) -> Self {
+        Self { disk, log, table: Mutex::default() }
     }
 
     /// Takes an attempt: its record is on disk when this returns (P4). `None` if it is here already.
-    pub(crate) async fn claim(&self, claim: &Claim) -> io::Result<Option<Handle>> {
-        let key = AttemptKey::of(claim);
-        if self.lock().contains_key(&key) {
-            return Ok(None);
+    pub(crate) async fn claim(&self, job: &Job) -> io::Result<Option<Handle>> {
+        let claim = claim_of(job);
+        let key = AttemptKey::of(&claim);
+        {
+            let mut table = self.lock();
+            if table.held.contains_key(&key) || !table.claiming.insert(key) {
+                return Ok(None);
+            }
         }
-        let record = AttemptRecord { claim: claim.clone(), phase: Phase::Preparing };
-        // Only the one claimer comes here, so nobody can have taken the key meanwhile.
-        self.write(record.clone()).await?;
-        Ok(Some(self.hold(record, Spooled::default())))
+        let written = self.log.add(Entry::Claimed { job: Box::new(job.clone()) }, Durable::Host).await;
+        let claimed = match written {
+            Ok(()) => {
+                let record = AttemptRecord { claim, phase: Phase::Preparing };
+                Ok(Some(self.hold(record, wanted(&job.base), Spooled::default())))
+            }
+            Err(error) => {
+                // It may be on the disk all the same.
+                self.note(Entry::Forgotten { claim }).await;
+                Err(error)
+            }
+        };
+        self.lock().claiming.remove(&key);
+        claimed
     }
 
-    /// P10: takes over what the last incarnation left.
-    pub(crate) fn adopt(&self, record: AttemptRecord, spool_bytes: u64) -> Handle {
-        self.hold(record, Spooled { bytes: spool_bytes, ..Spooled::default() })
+    /// P10: takes over one that the last incarnation left, and that is not over.
+    pub(crate) fn adopt(&self, open: &Open, spool_bytes: u64) -> Handle {
+        let wants = wanted(&open.job.base).filter(|_| open.consumed.is_none() && !open.running);
+        self.hold(open.record(), wants, Spooled { bytes: spool_bytes, ..Spooled::default() })
     }
 
-    fn hold(&self, record: AttemptRecord, spooled: Spooled) -> Handle {
+    /// P10: takes over one that is over and not settled.
+    pub(crate) fn adopt_finished(&self, finished: &Finished, spool_bytes: u64) -> Handle {
+        let phase = Phase::Finished(Box::new(finished.clone()));
+        let record = AttemptRecord { claim: finished.claim.clone(), phase };
+        self.hold(record, None, Spooled { bytes: spool_bytes, ..Spooled::default() })
+    }
+
+    fn hold(&self, record: AttemptRecord, wants: Option<AttemptKey>, spooled: Spooled) -> Handle {
         let (stop, stopped) = watch::channel(None);
         let spooled = watch::Sender::new(spooled);
         let forgotten = CancellationToken::new();
@@ -124,56 +158,83 @@ impl Attempts {
             stop: Stop(stopped),
             forgotten: forgotten.clone(),
         };
-        self.lock().insert(key, Held { record, stop, spooled, forgotten });
+        self.lock().held.insert(key, Held { record, wants, stop, spooled, forgotten });
         handle
     }
 
-    /// Notes how far it is. A disk that fails here costs nothing yet: what runs is not adopted anyway.
-    pub(crate) async fn enter(&self, key: AttemptKey, phase: Phase) {
-        let record = {
-            let mut held = self.lock();
-            let Some(held) = held.get_mut(&key) else { return };
-            held.record.phase = phase;
-            held.record.clone()
-        };
-        if let Err(error) = self.write(record).await {
-            tracing::error!(%error, "an attempt's record could not be written");
+    /// How many wait for what this attempt left.
+    pub(crate) fn wanting(&self, parent: AttemptKey) -> usize {
+        self.lock().held.values().filter(|held| held.wants == Some(parent)).count()
+    }
+
+    /// It has what it goes on with, or will never have it.
+    pub(crate) fn has_base(&self, key: AttemptKey) {
+        if let Some(held) = self.lock().held.get_mut(&key) {
+            held.wants = None;
         }
     }
 
-    /// Notes how it ended, on disk first (P9). `false` if it was abandoned meanwhile: then nothing is reported.
-    pub(crate) async fn finish(&self, key: AttemptKey, finished: &Finished) -> bool {
-        let phase = Phase::Finished(Box::new(finished.clone()));
-        if let Err(error) = self.write(AttemptRecord { claim: finished.claim.clone(), phase: phase.clone() }).await {
+    /// P19: the attempt has the parked container. The kernel knows when this returns; a host that loses its power ends
+    /// the container as well, and one that does not run is nobody's snapshot.
+    pub(crate) async fn consume(&self, claim: &Claim, parked: &Parked) -> io::Result<()> {
+        let entry = Entry::Consumed { claim: claim.clone(), parked: Box::new(parked.clone()) };
+        self.log.add(entry, Durable::Process).await
+    }
+
+    /// Its command runs. A disk that fails here costs a restart's knowledge of it, and the Engine has it too.
+    pub(crate) async fn runs(&self, claim: &Claim) {
+        self.enter(AttemptKey::of(claim), Phase::Running);
+        self.note(Entry::Running { claim: claim.clone() }).await;
+    }
+
+    /// Its command is being ended, because nobody wants it any more.
+    pub(crate) async fn cancelled(&self, claim: &Claim, by: &CancelledBy) {
+        self.note(Entry::Cancelled { claim: claim.clone(), by: by.clone() }).await;
+    }
+
+    /// Says how far it is; a restart finds that out by itself.
+    pub(crate) fn enter(&self, key: AttemptKey, phase: Phase) {
+        if let Some(held) = self.lock().held.get_mut(&key) {
+            held.record.phase = phase;
+        }
+    }
+
+    /// Notes how it ended and what is parked of it, on disk first (P9). `false` if it was abandoned meanwhile: then
+    /// nothing is reported.
+    pub(crate) async fn finish(&self, key: AttemptKey, finished: &Finished, parked: Option<&Parked>) -> bool {
+        let boxed = Box::new(finished.clone());
+        let entry = Entry::Finished { finished: boxed.clone(), parked: parked.cloned().map(Box::new) };
+        if let Err(error) = self.log.add(entry, Durable::Host).await {
             // Reported from memory all the same: only a crash before `settled` would now lose the attempt.
             tracing::error!(%error, "the record of a finished attempt could not be written");
         }
-        let mut held = self.lock();
-        let Some(held) = held.get_mut(&key) else { return false };
+        let mut table = self.lock();
+        let Some(held) = table.held.get_mut(&key) else { return false };
         if *held.stop.borrow() == Some(StopReason::Abandoned) {
             return false;
         }
-        held.record.phase = phase;
+        held.record.phase = Phase::Finished(boxed);
         true
     }
 
     /// Drops record and spool.
     pub(crate) async fn forget(&self, key: AttemptKey) {
-        let Some(held) = self.lock().remove(&key) else { return };
+        let Some(held) = self.lock().held.remove(&key) else { return };
         held.forgotten.cancel();
         let spooled = held.spooled.borrow().bytes;
         metrics::gauge!(crate::metrics::SPOOL_BYTES).decrement(spooled as f64);
+        // Not waited for by the disk: a record that comes back is settled or abandoned once more.
+        self.note(Entry::Forgotten { claim: held.record.claim }).await;
         let disk = Arc::clone(&self.disk);
-        if let Err(error) = blocking(move || disk.remove_attempt(key)).await {
-            // The next incarnation lists it again, and is told again that it is settled.
-            tracing::error!(%error, "an attempt's record could not be removed");
+        if let Err(error) = blocking(move || disk.remove_spool(key)).await {
+            tracing::error!(%error, "a spool could not be removed");
         }
     }
 
     /// Asks an attempt's task to stop, if it has one. Answers how the attempt ended, if it is over already.
     pub(crate) fn stop(&self, key: AttemptKey, reason: StopReason) -> Option<Finished> {
-        let held = self.lock();
-        let held = held.get(&key)?;
+        let table = self.lock();
+        let held = table.held.get(&key)?;
         if let Phase::Finished(finished) = &held.record.phase {
             return Some((**finished).clone());
         }
@@ -183,14 +244,14 @@ impl Attempts {
 
     /// Asks every task to stop.
     pub(crate) fn stop_all(&self, reason: &StopReason) {
-        for held in self.lock().values() {
+        for held in self.lock().held.values() {
             request(&held.stop, reason.clone());
         }
     }
 
     /// P14: the output is wanted again from there on.
     pub(crate) fn resend(&self, key: AttemptKey, stored: Offsets) {
-        if let Some(held) = self.lock().get(&key) {
+        if let Some(held) = self.lock().held.get(&key) {
             held.spooled.send_modify(|spooled| {
                 spooled.stored = stored;
                 spooled.asked += 1;
@@ -200,29 +261,37 @@ impl Attempts {
 
     /// Whether an attempt is here and over.
     pub(crate) fn is_finished(&self, key: AttemptKey) -> bool {
-        self.lock().get(&key).is_some_and(|held| matches!(held.record.phase, Phase::Finished(_)))
+        self.lock().held.get(&key).is_some_and(|held| matches!(held.record.phase, Phase::Finished(_)))
     }
 
-    /// Those that are being carried out.
-    pub(crate) fn running(&self) -> Vec<Claim> {
-        let held = self.lock();
-        let running = held.values().filter(|held| !matches!(held.record.phase, Phase::Finished(_)));
-        running.map(|held| held.record.claim.clone()).collect()
+    /// How many are being carried out.
+    pub(crate) fn running(&self) -> usize {
+        self.lock().held.values().filter(|held| !matches!(held.record.phase, Phase::Finished(_))).count()
     }
 
     /// Every record (P7, P9, P10).
     pub(crate) fn records(&self) -> Vec<AttemptRecord> {
-        self.lock().values().map(|held| held.record.clone()).collect()
+        self.lock().held.values().map(|held| held.record.clone()).collect()
     }
 
-    async fn write(&self, record: AttemptRecord) -> io::Result<()> {
-        let disk = Arc::clone(&self.disk);
-        blocking(move || disk.put_record(&record)).await
+    /// Writes what a restart should know, though nothing goes wrong without it.
+    async fn note(&self, entry: Entry) {
+        if let Err(error) = self.log.add(entry, Durable::Process).await {
+            tracing::error!(%error, "an attempt's record could not be written");
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<AttemptKey, Held>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         // Every change is one assignment, so a panic elsewhere leaves nothing half done.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose files a job goes on with.
+fn wanted(base: &Base) -> Option<AttemptKey> {
+    match base {
+        Base::Parent { execution, attempt, .. } => Some(AttemptKey::new(*execution, *attempt)),
+        Base::Image { .. } => None,
     }
 }
 

@@ -17,6 +17,17 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 /// P15: what one step may leave on the worker's disk until it is settled.
 pub const SPOOL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
+/// A chain whose next step does not come within this time is not a chain that anybody waits for; what its container
+/// held is committed then.
+pub const PARKED_FOR: Duration = Duration::from_mins(10);
+
+/// P17: longer than a restart of a worker takes, its host's included, and short enough for what nobody comes back to.
+pub const ORPHAN: Duration = Duration::from_mins(10);
+
+/// How long a worker that leaves in order commits what is parked: service managers kill it after 90 s, orchestrators
+/// after 30, and the steps' own grace comes first.
+pub const LEAVING: Duration = Duration::from_secs(5);
+
 /// What a worker is told when it starts.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -42,10 +53,22 @@ pub struct Config {
     pub worker_id: Option<WorkerId>,
     /// P15: bytes of one step's output that are kept on disk; what goes beyond is counted, and the log says so.
     pub spool_bytes_max: u64,
+    /// How many containers are kept after their steps, so that a child can go on in each; 0: none. `None`: as many as
+    /// there are slots.
+    pub parked_max: Option<u32>,
+    /// For how long.
+    pub parked_for: Duration,
+    /// Do without supervisors, even where they would work: every command is its container's own process, nothing is
+    /// parked and nothing adopted.
+    pub direct: bool,
+    /// P17: how long a container goes on without its worker.
+    pub orphan: Duration,
+    /// How long parked containers are committed for when the worker leaves; zero where nobody comes back.
+    pub leaving: Duration,
 }
 
 impl Config {
-    /// The defaults: pool `default`, one slot, no HTTP server, an id of its own.
+    /// The defaults: pool `default`, one slot, no HTTP server, an id of its own, as many parked containers as slots.
     pub fn new(prefix: impl Into<String>, state_dir: impl Into<PathBuf>, blobs: BlobSource) -> Self {
         Self {
             prefix: prefix.into(),
@@ -59,7 +82,17 @@ impl Config {
             metrics_render: None,
             worker_id: None,
             spool_bytes_max: SPOOL_BYTES_MAX,
+            parked_max: None,
+            parked_for: PARKED_FOR,
+            direct: false,
+            orphan: ORPHAN,
+            leaving: LEAVING,
         }
+    }
+
+    /// How many containers may be parked.
+    pub(crate) fn parked_max(&self) -> usize {
+        self.parked_max.unwrap_or(self.slots) as usize
     }
 }
 

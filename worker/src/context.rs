@@ -1,6 +1,7 @@
 //! What every task of a worker shares.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
 use longshore_protocol::event::Claim;
@@ -15,9 +16,14 @@ use crate::attempts::Attempts;
 use crate::blobs::Blobs;
 use crate::config::Config;
 use crate::disk::Disk;
-use crate::engine::{Engine, EngineError};
+use crate::disk::log::RecordLog;
+use crate::engine::{Engine, EngineError, Way};
 use crate::error::WorkerError;
-use crate::report::Reporter;
+use crate::gates::Gates;
+use crate::parked::ParkedContainers;
+use crate::report::{Reporter, Reports};
+use crate::tidy::Tidying;
+use crate::{checkpoint, report};
 
 /// What every task of a worker shares.
 pub(crate) struct Context<B, E> {
@@ -34,7 +40,11 @@ pub(crate) struct Context<B, E> {
     pub(crate) blobs: Blobs,
     /// One permit a slot. Taken before a job is, moved into its task.
     pub(crate) slots: Arc<Semaphore>,
+    pub(crate) parked: ParkedContainers,
+    pub(crate) tidying: Tidying,
     pub(crate) gates: Gates,
+    /// How long this worker's commits take on average.
+    commits: Mutex<Option<Duration>>,
     /// Whether the Engine answers.
     pub(crate) reachable: watch::Sender<bool>,
     pub(crate) snapshots: Snapshots,
@@ -57,51 +67,41 @@ pub(crate) struct Lifetime {
     pub(crate) stopped: CancellationToken,
 }
 
-/// How many calls of a kind go to the Engine at once, apart from the slots: more makes all of them slower
-/// (measured on the reference machine). Pulls are not here: whether one is needed, only the Engine's side knows.
-#[derive(Debug)]
-pub(crate) struct Gates {
-    /// Create and start: best at 4 in parallel.
-    pub(crate) start: Semaphore,
-    /// Commits: best 2 at once, 32 a second.
-    pub(crate) commit: Semaphore,
-    /// Batches of output on their way: each holds some MiB at most while it is encoded.
-    pub(crate) output: Semaphore,
-}
-
-impl Default for Gates {
-    fn default() -> Self {
-        Self { start: Semaphore::new(4), commit: Semaphore::new(2), output: Semaphore::new(4) }
-    }
-}
-
-/// What a context is made of, besides what it makes itself.
-pub(crate) struct Parts<B, E> {
-    pub(crate) config: Config,
+/// Who a worker is, at this start (P10).
+#[derive(Clone, Debug)]
+pub(crate) struct Who {
     pub(crate) id: WorkerId,
     pub(crate) incarnation: Incarnation,
     pub(crate) engine_id: EngineId,
-    pub(crate) broker: B,
-    pub(crate) engine: E,
-    pub(crate) disk: Arc<Disk>,
-    pub(crate) reporter: Reporter,
-    pub(crate) blobs: Blobs,
 }
 
 impl<B: Broker, E: Engine> Context<B, E> {
-    pub(crate) fn new(parts: Parts<B, E>) -> Self {
-        let Parts { config, id, incarnation, engine_id, broker, engine, disk, reporter, blobs } = parts;
-        Self {
+    /// A worker's, and what it will report.
+    pub(crate) fn new(
+        config: Config,
+        who: Who,
+        broker: B,
+        engine: E,
+        disk: Arc<Disk>,
+        log: &RecordLog,
+    ) -> Result<(Self, Reports), WorkerError> {
+        let Who { id, incarnation, engine_id } = who;
+        let (reporter, reports) = report::queue(config.slots, &log.records());
+        let context = Self {
             topology: Topology::new(config.prefix.clone(), config.lease),
-            attempts: Attempts::new(Arc::clone(&disk)),
+            attempts: Attempts::new(Arc::clone(&disk), log.clone()),
+            parked: ParkedContainers::new(log.clone()),
             slots: Arc::new(Semaphore::new(config.slots as usize)),
+            tidying: Tidying::new(config.slots),
             gates: Gates::default(),
+            commits: Mutex::default(),
             reachable: watch::Sender::new(true),
             snapshots: Snapshots::default(),
             jobs: TaskTracker::new(),
             pumps: TaskTracker::new(),
             phases: Lifetime::default(),
-            fatal: Mutex::new(None),
+            fatal: Mutex::default(),
+            blobs: Blobs::new(config.blobs.clone())?,
             config,
             id,
             incarnation,
@@ -110,8 +110,8 @@ impl<B: Broker, E: Engine> Context<B, E> {
             engine,
             disk,
             reporter,
-            blobs,
-        }
+        };
+        Ok((context, reports))
     }
 
     /// What this worker signs with (P12).
@@ -124,8 +124,31 @@ impl<B: Broker, E: Engine> Context<B, E> {
         if !*self.reachable.borrow() || self.phases.stopping.is_cancelled() {
             return 0;
         }
-        let running = u32::try_from(self.attempts.running().len()).unwrap_or(u32::MAX);
+        let running = u32::try_from(self.attempts.running()).unwrap_or(u32::MAX);
         self.config.slots.saturating_sub(running)
+    }
+
+    /// Whether commands here are run by a supervisor: only then can others go on in their containers. An Engine that
+    /// cannot say so is not relied on.
+    pub(crate) async fn supervised(&self) -> bool {
+        match self.engine.way().await {
+            Ok(way) => way == Way::Supervised,
+            Err(error) => {
+                self.noticed(&error);
+                false
+            }
+        }
+    }
+
+    /// How long this worker's commits take on average.
+    pub(crate) fn commit_average(&self) -> Option<Duration> {
+        *self.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more took so long.
+    pub(crate) fn commit_took(&self, took: Duration) {
+        let mut average = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        *average = Some(checkpoint::averaged(*average, took));
     }
 
     /// An error of the Engine's was seen: one that does not answer stops the claiming until it is back.
@@ -197,6 +220,12 @@ impl Snapshots {
         let mut list = self.lock();
         list.since.retain(|known| known != snapshot);
         list.listed.retain(|known| known != snapshot);
+    }
+
+    /// Whether it is here, as far as is known.
+    pub(crate) fn has(&self, snapshot: &SnapshotId) -> bool {
+        let list = self.lock();
+        list.listed.contains(snapshot) || list.since.contains(snapshot)
     }
 
     /// Newest first.

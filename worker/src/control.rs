@@ -15,7 +15,7 @@ use crate::disk::records::AttemptKey;
 use crate::engine::Engine;
 use crate::error::WorkerError;
 use crate::metrics::FENCED;
-use crate::snapshot;
+use crate::{parked, snapshot};
 
 /// Messages are carried out one after the other; the rest of these only saves round trips.
 const PREFETCH: u16 = 16;
@@ -23,6 +23,13 @@ const PREFETCH: u16 = 16;
 /// Removals that wait for the Engine, some tens of bytes each. What does not fit is not removed now and stays in the
 /// heartbeats, where the coordinator sees it: a dead Engine must not hold up an `abandon`.
 const REMOVALS_MAX: usize = 1024;
+
+/// What waits to be removed.
+enum Unwanted {
+    Snapshot(SnapshotId),
+    /// What an attempt left.
+    Left(Claim),
+}
 
 /// Obeys until the worker has stopped.
 pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, mut highest: Epoch) {
@@ -37,7 +44,7 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, mut h
         }
     };
     let (removals, wanted) = mpsc::channel(REMOVALS_MAX);
-    let removing = remove_snapshots(&context, wanted);
+    let removing = remove_all(&context, wanted);
     let obeying = async {
         while let Some(Some(delivery)) = stopped.run_until_cancelled(consumer.next()).await {
             match wire::decode::<ControlMessage>(&delivery.body) {
@@ -68,7 +75,7 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, mut h
 async fn obey<B: Broker, E: Engine>(
     context: &Arc<Context<B, E>>,
     highest: &mut Epoch,
-    removals: &mpsc::Sender<SnapshotId>,
+    removals: &mpsc::Sender<Unwanted>,
     message: ControlMessage,
 ) -> Result<(), WorkerError> {
     let ControlMessage { epoch, worker, incarnation, control } = message;
@@ -106,6 +113,7 @@ async fn obey<B: Broker, E: Engine>(
         }
         Control::Sync => context.reporter.records().await,
         Control::Resend { claim, stored } => context.attempts.resend(AttemptKey::of(&claim), stored),
+        Control::Release { claim } => queue(removals, Unwanted::Left(claim)),
         Control::RemoveSnapshot { snapshot } => remove_snapshot(removals, snapshot),
         Control::Refused { reason } => return Err(WorkerError::Refused { reason }),
     }
@@ -113,30 +121,43 @@ async fn obey<B: Broker, E: Engine>(
 }
 
 /// P5, P12: kills it, drops its record, its spool and what it left, and reports nothing.
-async fn abandon<B: Broker, E: Engine>(context: &Context<B, E>, removals: &mpsc::Sender<SnapshotId>, claim: &Claim) {
+async fn abandon<B: Broker, E: Engine>(context: &Context<B, E>, removals: &mpsc::Sender<Unwanted>, claim: &Claim) {
     let key = AttemptKey::of(claim);
     // What is still carried out is dropped by its own task, behind its container.
     if let Some(finished) = context.attempts.stop(key, StopReason::Abandoned) {
         context.attempts.forget(key).await;
+        // What is under a key may be somebody else's too.
         let own = SnapshotId::ephemeral(&context.fence(claim));
-        if finished.snapshot.as_ref() == Some(&own) {
-            remove_snapshot(removals, own);
+        if finished.parked || finished.snapshot.as_ref() == Some(&own) {
+            queue(removals, Unwanted::Left(claim.clone()));
         }
     }
 }
 
 /// Never anything but a snapshot of Longshore's: the reference comes from outside.
-fn remove_snapshot(removals: &mpsc::Sender<SnapshotId>, snapshot: SnapshotId) {
-    if !snapshot.as_str().starts_with("longshore/") {
+fn remove_snapshot(removals: &mpsc::Sender<Unwanted>, snapshot: SnapshotId) {
+    if snapshot.as_str().starts_with("longshore/") {
+        queue(removals, Unwanted::Snapshot(snapshot));
+    } else {
         tracing::warn!(%snapshot, "not a snapshot of Longshore's: not removed");
-    } else if let Err(error) = removals.try_send(snapshot) {
-        tracing::warn!(%error, "too many snapshots wait to be removed");
     }
 }
 
-async fn remove_snapshots<B: Broker, E: Engine>(context: &Context<B, E>, mut wanted: mpsc::Receiver<SnapshotId>) {
-    while let Some(snapshot) = wanted.recv().await {
+fn queue(removals: &mpsc::Sender<Unwanted>, unwanted: Unwanted) {
+    if let Err(error) = removals.try_send(unwanted) {
+        tracing::warn!(%error, "too much waits to be removed");
+    }
+}
+
+async fn remove_all<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, mut wanted: mpsc::Receiver<Unwanted>) {
+    while let Some(unwanted) = wanted.recv().await {
         context.engine_back().await;
-        snapshot::remove(context, &snapshot).await;
+        match unwanted {
+            Unwanted::Snapshot(snapshot) => snapshot::remove(context, &snapshot).await,
+            Unwanted::Left(claim) => {
+                let releasing = Arc::clone(context);
+                context.tidying.later(async move { parked::release(&releasing, &claim).await }).await;
+            }
+        }
     }
 }

@@ -1,23 +1,23 @@
 //! Runs the command: started, spooled, ended in time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
-use longshore_protocol::event::{Event, Phase, Started};
+use longshore_protocol::event::{Event, Started};
 use longshore_protocol::{InfraStage, Outcome};
-use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::attempts::StopReason;
+use crate::attempts::{Spooled, StopReason};
 use crate::clock::{now_ms, since_ms};
 use crate::context::Context;
-use crate::engine::{Engine, EngineError, Exit, Running};
-use crate::job::{End, Task, phase_ended};
-use crate::metrics::QUEUE_TO_START_SECONDS;
+use crate::engine::{Engine, EngineError, Exit, ExitStatus, Running};
+use crate::job::{End, Task};
+use crate::metrics::{PHASE_SECONDS, QUEUE_TO_START_SECONDS};
 
-/// When a stopped container is down, its exit and the end of its streams follow at once; this bounds a broken
-/// connection, not the command.
+/// When a stopped command is down, its exit and the end of its streams follow at once, behind what is still on its way
+/// to the disk; this bounds a connection on which nothing comes any more, not the command.
 const AFTER_STOP_MAX: Duration = Duration::from_secs(10);
 
 /// What a stopping worker leaves a step between TERM and KILL: service managers kill the worker itself after 90 s,
@@ -27,93 +27,78 @@ const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(10);
 enum Ended {
     /// By itself.
     Exited(Result<Exit, EngineError>),
-    /// By us.
-    TimedOut,
+    /// By us, unless it had ended before: then this says how.
+    TimedOut(Option<Exit>),
     /// By somebody's wish.
     Stopped(StopReason),
 }
 
-/// Runs the command in its container. Passed means that exit status 0 was reported.
+/// Starts the command in its container, and follows it to its end. Passed means that exit status 0 was reported.
 pub(crate) async fn exec<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task) -> End {
     if let Some(reason) = task.attempt.stop.reason() {
         return End::stopped(reason, InfraStage::Exec);
     }
-    let started = {
-        let _gate = context.gates.start.acquire().await;
-        // Not tried again: it may have started although no answer came.
-        context.engine.start(&task.container).await
+    let command = task.command();
+    // Not tried again: it may have started although no answer came.
+    let started = if task.supervised {
+        // Under 1 ms, and the Engine has nothing to do with it.
+        context.engine.start(&task.container, &command).await
+    } else {
+        let gate = context.gates.start.enter().await;
+        let started = context.engine.start(&task.container, &command).await;
+        gate.done(&started);
+        started
     };
     match started {
-        Ok(running) => {
-            let began = Instant::now();
-            let end = run(context, task, running, began).await;
-            task.phases.exec_ms = phase_ended(began, "exec");
-            end
-        }
+        Ok(running) => follow(context, task, running, Duration::ZERO).await,
         Err(EngineError::CannotStart { reason, exit: Some(exit) }) => {
             // What a shell would say of it: the user's failure, and the log says why.
-            note(task, &format!("the command cannot be started: {reason}")).await;
+            task.note(&format!("the command cannot be started: {reason}")).await;
             End::of(Outcome::Failed { exit })
         }
         Err(error) => {
             context.noticed(&error);
-            note(task, &error.to_string()).await;
+            task.note(&error.to_string()).await;
             End { may_run: true, ..End::infra(InfraStage::Exec, error.to_string()) }
         }
     }
 }
 
-async fn run<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task, running: Running, began: Instant) -> End {
-    let Running { output, mut exit } = running;
-    let started = started(task);
-    let timeout_after = Duration::from_millis(task.job.spec.timeout_ms);
-    let grace = Duration::from_millis(task.job.spec.grace_ms);
-    let (key, container) = (task.attempt.key, task.container.clone());
-    let mut stop = task.attempt.stop.clone();
+/// Follows a command that was started so long ago (P10: perhaps by an earlier incarnation).
+pub(crate) async fn follow<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    task: &mut Task,
+    running: Running,
+    ran: Duration,
+) -> End {
+    let now = Instant::now();
+    let began = now.checked_sub(ran).unwrap_or(now);
+    let started = started(task, ran);
+    let limit = Duration::from_millis(task.job.spec.timeout_ms);
+    let Running { output, exit, spooled: read } = running;
     let enough = CancellationToken::new();
+    let claim = task.attempt.claim.clone();
 
+    let told = async {
+        drop(context.reporter.send(Event::Started(started)).await);
+        context.attempts.runs(&claim).await;
+    };
+    // All that the watching needs of the task, whose spool takes the output meanwhile.
+    let watching = Watching {
+        container: task.container.clone(),
+        attempt: task.attempt.clone(),
+        grace: Duration::from_millis(task.job.spec.grace_ms),
+        until: began + limit,
+    };
     let watched = async {
-        let told = async {
-            context.attempts.enter(key, Phase::Running).await;
-            drop(context.reporter.send(Event::Started(started)).await);
-        };
-        let ended = async {
-            tokio::select! {
-                biased;
-                ended = &mut exit => Ended::Exited(answer(ended)),
-                reason = stop.requested() => Ended::Stopped(reason),
-                () = tokio::time::sleep(timeout_after.saturating_sub(began.elapsed())) => Ended::TimedOut,
-            }
-        };
-        let ((), ended) = tokio::join!(told, ended);
-        let grace = match &ended {
-            Ended::Exited(exit) => {
-                // Without an exit code nobody knows whether it still runs, or whether more of its output comes.
-                let broke = exit.is_err();
-                if broke {
-                    enough.cancel();
-                }
-                return (ended, broke);
-            }
-            Ended::Stopped(StopReason::Shutdown) => grace.min(SHUTDOWN_GRACE_MAX),
-            // Nobody reads what it would still say.
-            Ended::Stopped(StopReason::Abandoned) => Duration::ZERO,
-            Ended::Stopped(StopReason::Cancelled(_)) | Ended::TimedOut => grace,
-        };
-        let stopped = context.retrying("stop", || context.engine.stop(&container, grace)).await;
-        if let Err(error) = &stopped {
-            tracing::warn!(%container, %error, "a container could not be stopped");
-        }
-        // What it wrote until then belongs to the log.
-        if stopped.is_err() || timeout(AFTER_STOP_MAX, &mut exit).await.is_err() {
-            enough.cancel();
-        }
-        (ended, stopped.is_err())
+        let ((), watched) = tokio::join!(told, watch(context, watching, exit, &enough));
+        Ok(watched)
     };
     // The output is taken for as long as the command runs, also while it is being stopped. A spool that fails ends
     // it: what it goes on to write would be lost.
-    let spooled = task.spool.drain(output, enough.clone());
-    let both = tokio::try_join!(async { Ok(watched.await) }, spooled);
+    let spooled = task.spool.drain(output, &read, enough.clone());
+    let both = tokio::try_join!(watched, spooled);
+    let took = began.elapsed();
     let (ended, may_run) = match both {
         Ok((watched, ())) => watched,
         Err(error) => {
@@ -121,24 +106,115 @@ async fn run<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task, run
             return End { may_run: true, ..End::infra(InfraStage::Exec, format!("the worker's disk: {error}")) };
         }
     };
+    let (exit, ran) = match &ended {
+        Ended::Exited(Ok(exit)) | Ended::TimedOut(Some(exit)) => (Some(*exit), exit.ran.unwrap_or(took)),
+        _ => (None, took),
+    };
+    task.ran(ran);
+    metrics::histogram!(PHASE_SECONDS, "phase" => "exec").record(ran);
     let end = match ended {
-        Ended::Exited(Ok(exit)) => End::of(outcome(exit)),
+        Ended::Exited(Ok(exit)) => End::of(outcome(exit, limit)),
+        // How late its output was read, and how late it was stopped, is not the command's fault.
+        Ended::TimedOut(Some(exit)) if exit.ran.is_some() => End::of(outcome(exit, limit)),
+        Ended::TimedOut(_) => End::of(Outcome::TimedOut),
         Ended::Exited(Err(error)) => {
             context.noticed(&error);
             End::infra(InfraStage::Exec, error.to_string())
         }
-        Ended::TimedOut => End::of(Outcome::TimedOut),
         Ended::Stopped(reason) => End::stopped(reason, InfraStage::Exec),
     };
     if let Outcome::Infra { reason, .. } = &end.outcome {
-        note(task, reason).await;
+        task.note(reason).await;
     }
-    End { may_run, ..end }
+    End { may_run, usage: exit.and_then(|exit| exit.usage), ..end }
 }
 
-fn started(task: &Task) -> Started {
-    let queue_to_start_ms = now_ms().saturating_sub(task.job.dispatched_at_ms);
-    metrics::histogram!(QUEUE_TO_START_SECONDS).record(Duration::from_millis(queue_to_start_ms));
+struct Watching {
+    container: crate::engine::ContainerName,
+    attempt: crate::attempts::Handle,
+    grace: Duration,
+    until: Instant,
+}
+
+/// Waits for the end, or makes it. Answers how it ended, and whether anything of it may still run.
+async fn watch<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    watching: Watching,
+    mut exit: oneshot::Receiver<Result<Exit, EngineError>>,
+    enough: &CancellationToken,
+) -> (Ended, bool) {
+    let Watching { container, attempt, grace, until } = watching;
+    let mut stop = attempt.stop.clone();
+    let ended = tokio::select! {
+        biased;
+        ended = &mut exit => Ended::Exited(answer(ended)),
+        reason = stop.requested() => Ended::Stopped(reason),
+        () = tokio::time::sleep_until(until) => Ended::TimedOut(None),
+    };
+    let grace = match &ended {
+        Ended::Exited(exit) => {
+            // Without an exit code nobody knows whether it still runs, or whether more of its output comes.
+            let broke = exit.is_err();
+            if broke {
+                enough.cancel();
+            }
+            return (ended, broke);
+        }
+        Ended::Stopped(StopReason::Shutdown) => grace.min(SHUTDOWN_GRACE_MAX),
+        // Nobody reads what it would still say.
+        Ended::Stopped(StopReason::Abandoned) => Duration::ZERO,
+        Ended::Stopped(StopReason::Cancelled(by)) => {
+            context.attempts.cancelled(&attempt.claim, by).await;
+            grace
+        }
+        Ended::TimedOut(_) => grace,
+    };
+    let stopped = context.retrying("stop", || context.engine.stop(&container, grace)).await;
+    if let Err(error) = &stopped {
+        tracing::warn!(%container, %error, "a command could not be stopped");
+        enough.cancel();
+        return (ended, true);
+    }
+    // What it wrote until then belongs to the log.
+    let last = last_words(&mut exit, &attempt.spooled).await;
+    if last.is_none() {
+        enough.cancel();
+    }
+    match (ended, last) {
+        (Ended::TimedOut(_), Some(Ok(exit))) => (Ended::TimedOut(Some(exit)), false),
+        (ended, _) => (ended, false),
+    }
+}
+
+/// The exit of a command that was stopped, for as long as its output still comes.
+async fn last_words(
+    exit: &mut oneshot::Receiver<Result<Exit, EngineError>>,
+    spooled: &watch::Sender<Spooled>,
+) -> Option<Result<Exit, EngineError>> {
+    let mut spooled = spooled.subscribe();
+    loop {
+        let news = async {
+            tokio::select! {
+                biased;
+                ended = &mut *exit => Some(answer(ended)),
+                _ = spooled.changed() => None,
+            }
+        };
+        match timeout(AFTER_STOP_MAX, news).await {
+            Ok(Some(answer)) => return Some(answer),
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+fn started(task: &Task, ran: Duration) -> Started {
+    let ran_ms = u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+    let queue_to_start_ms = now_ms().saturating_sub(task.job.dispatched_at_ms).saturating_sub(ran_ms);
+    if ran.is_zero() {
+        // One that was adopted was counted when it started.
+        metrics::histogram!(QUEUE_TO_START_SECONDS).record(Duration::from_millis(queue_to_start_ms));
+    }
     Started {
         claim: task.attempt.claim.clone(),
         prepare_ms: since_ms(task.delivered),
@@ -147,12 +223,17 @@ fn started(task: &Task) -> Started {
     }
 }
 
-/// Promise 2: an exit code is one that the kernel reported; whatever else is the fleet's fault.
-fn outcome(exit: Exit) -> Outcome {
+/// Promise 2: an exit code is one that the kernel reported; whatever else is the fleet's fault. What ran past its time
+/// was timed out, whoever ended it: this worker, or its supervisor while the worker was away (P17).
+fn outcome(exit: Exit, limit: Duration) -> Outcome {
+    if exit.ran.is_some_and(|ran| ran >= limit) {
+        return Outcome::TimedOut;
+    }
     match exit {
-        Exit { code: 0, .. } => Outcome::Passed,
+        Exit { status: ExitStatus::Code(0), .. } => Outcome::Passed,
         Exit { oom_killed: true, .. } => Outcome::OomKilled,
-        Exit { code, .. } => Outcome::Failed { exit: code },
+        Exit { status: ExitStatus::Code(exit), .. } => Outcome::Failed { exit },
+        Exit { status: ExitStatus::Signal(signal), .. } => Outcome::Signaled { signal },
     }
 }
 
@@ -161,7 +242,24 @@ fn answer(received: Result<Result<Exit, EngineError>, oneshot::error::RecvError>
     received.unwrap_or_else(|_| Err(missing()))
 }
 
-/// A disk that fails here shows when the spool is finished.
-async fn note(task: &mut Task, text: &str) {
-    let _ = task.spool.note(text).await;
+#[cfg(test)]
+mod tests {
+    use ExitStatus::{Code, Signal};
+
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_what_the_kernel_said_and_how_long_it_took() {
+        let limit = Duration::from_secs(10);
+        let of = |status, oom_killed, ran: Option<u64>| {
+            outcome(Exit { status, oom_killed, ran: ran.map(Duration::from_secs), usage: None }, limit)
+        };
+        assert_eq!(of(Code(0), false, Some(9)), Outcome::Passed);
+        assert_eq!(of(Code(0), true, None), Outcome::Passed, "a child of it was killed, and it coped");
+        assert_eq!(of(Code(137), true, Some(1)), Outcome::OomKilled);
+        assert_eq!(of(Code(137), false, Some(1)), Outcome::Failed { exit: 137 });
+        assert_eq!(of(Signal(9), false, Some(1)), Outcome::Signaled { signal: 9 });
+        assert_eq!(of(Signal(9), true, Some(1)), Outcome::OomKilled);
+        assert_eq!(of(Signal(9), false, Some(10)), Outcome::TimedOut);
+    }
 }

@@ -48,6 +48,7 @@ fn messages<B: Broker, E: Engine>(context: &Context<B, E>, disk_free_bytes: Opti
         slots_free: context.slots_free(),
         attempts: context.attempts.records(),
         snapshots: context.snapshots.all(),
+        parked: context.parked.claims(),
         last_event,
         disk_free_bytes,
     }));

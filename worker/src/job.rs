@@ -4,35 +4,67 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longshore_protocol::broker::Broker;
-use longshore_protocol::event::{Event, Finished, Phases};
+use longshore_protocol::event::{Event, Finished, Phases, Usage};
 use longshore_protocol::job::Job;
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{Fence, InfraStage, Outcome, SnapshotId};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::attempts::{Handle, StopReason};
-use crate::clock::since_ms;
+use crate::checkpoint::Chain;
+use crate::clock::{now_ms, since_ms};
 use crate::context::Context;
-use crate::engine::{ContainerName, Engine, EngineError};
+use crate::disk::records::Parked;
+use crate::disk::spool::Recovered;
+use crate::engine::{CommandSpec, ContainerName, Engine, Running};
 use crate::metrics::{PHASE_SECONDS, STEPS};
 use crate::output::Spool;
-use crate::prepare::Prepared;
-use crate::{exec, prepare, snapshot};
+use crate::prepare::{self, Prepared};
+use crate::{exec, parked, snapshot, tidy};
 
 /// How long an attempt whose Engine went away waits for it, so that nothing of it runs any more when it is reported
 /// (P11): a restart of dockerd takes some seconds. Beyond that another host is worth more; the fence makes whatever
 /// comes back harmless, and the sweep removes it.
 const ENGINE_RETURN_MAX: Duration = Duration::from_secs(10);
 
+/// P17: what a supervisor leaves a command beyond its time and its grace. Its worker, if it lives, is first.
+const LIMIT_SLACK: Duration = Duration::from_secs(10);
+
 /// An attempt that is being carried out.
 pub(crate) struct Task {
     pub(crate) job: Job,
     pub(crate) attempt: Handle,
     pub(crate) fence: Fence,
+    /// Where its command runs: its own container, or the one that it took (P19).
     pub(crate) container: ContainerName,
+    /// What was done in that container.
+    pub(crate) chain: Chain,
+    /// Whether a supervisor runs its command.
+    pub(crate) supervised: bool,
     pub(crate) spool: Spool,
     pub(crate) phases: Phases,
     pub(crate) delivered: Instant,
+}
+
+/// Where an attempt begins.
+#[derive(Debug)]
+pub(crate) enum Entrance {
+    /// At its beginning.
+    Prepare,
+    /// P10: in the container that it took before the worker's restart; nothing was started there.
+    Taken(Box<Parked>),
+    /// P10: its command was started before the worker's restart.
+    Running {
+        /// The container that it took, if it did not make its own.
+        taken: Option<Box<Parked>>,
+        /// Since its start.
+        ran: Duration,
+        running: Running,
+        /// What is on the disk of its output.
+        found: Recovered,
+    },
+    /// P10: its container did not outlive the worker's restart.
+    Lost { reason: String, found: Recovered },
 }
 
 /// How it ended, and what is left of it.
@@ -41,6 +73,9 @@ pub(crate) struct End {
     pub(crate) outcome: Outcome,
     pub(crate) cached: bool,
     pub(crate) snapshot: Option<SnapshotId>,
+    /// Its container is to be parked.
+    pub(crate) park: bool,
+    pub(crate) usage: Option<Usage>,
     /// Whether anything of it may still run.
     pub(crate) may_run: bool,
 }
@@ -48,7 +83,7 @@ pub(crate) struct End {
 impl End {
     /// Nothing runs, nothing is kept.
     pub(crate) fn of(outcome: Outcome) -> Self {
-        Self { outcome, cached: false, snapshot: None, may_run: false }
+        Self { outcome, cached: false, snapshot: None, park: false, usage: None, may_run: false }
     }
 
     /// The fleet's fault.
@@ -66,47 +101,124 @@ impl End {
     }
 }
 
-/// Carries out an attempt that was claimed. The slot is free again when its container is gone.
+impl Task {
+    /// What is to be started in its container.
+    pub(crate) fn command(&self) -> CommandSpec {
+        let spec = &self.job.spec;
+        CommandSpec {
+            attempt: self.fence.to_string(),
+            argv: spec.command.argv(),
+            env: prepare::environment(&self.job),
+            workdir: spec.workdir.clone(),
+            user: spec.user.clone(),
+            limit: Duration::from_millis(spec.timeout_ms.saturating_add(spec.grace_ms)) + LIMIT_SLACK,
+        }
+    }
+
+    /// Its command ran for so long.
+    pub(crate) fn ran(&mut self, ran: Duration) {
+        self.phases.exec_ms = u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        self.chain.ran(self.phases.exec_ms);
+    }
+
+    /// It goes on in a container that it took.
+    pub(crate) fn go_on_in(&mut self, taken: &Parked) {
+        self.container = taken.container.clone();
+        self.chain = taken.chain;
+    }
+
+    /// Puts a line of our own into its log. A disk that fails here shows when the spool is finished.
+    pub(crate) async fn note(&mut self, text: &str) {
+        let _ = self.spool.note(text).await;
+    }
+}
+
+/// Carries out an attempt that was claimed. The slot is free again when its `finished` is on its way: what is left of
+/// it is tidied up behind it.
 pub(crate) async fn carry_out<B: Broker, E: Engine>(
     context: Arc<Context<B, E>>,
     job: Job,
     attempt: Handle,
+    entrance: Entrance,
     delivered: Instant,
-    slot: OwnedSemaphorePermit,
+    slot: Option<OwnedSemaphorePermit>,
 ) {
+    let bytes_max = context.config.spool_bytes_max;
+    let spool = match &entrance {
+        Entrance::Prepare | Entrance::Taken(_) => {
+            Spool::create(&attempt.spool, attempt.spooled.clone(), bytes_max).await
+        }
+        Entrance::Running { found, .. } | Entrance::Lost { found, .. } => {
+            Spool::resume(&attempt.spool, *found, attempt.spooled.clone(), bytes_max).await
+        }
+    };
     let fence = context.fence(&attempt.claim);
     let container = ContainerName::of(&fence);
-    let spool = Spool::create(&attempt.spool, attempt.spooled.clone(), context.config.spool_bytes_max).await;
     match spool {
         Ok(spool) => {
-            let phases = Phases::default();
-            let mut task = Task { job, attempt, fence, container, spool, phases, delivered };
-            let end = match prepare::prepare(&context, &mut task).await {
-                Ok(Prepared::Container) => {
-                    let end = exec::exec(&context, &mut task).await;
-                    snapshot::snapshot(&context, &mut task, end).await
-                }
-                Ok(Prepared::Cached(id)) => End { cached: true, snapshot: Some(id), ..End::of(Outcome::Passed) },
-                Err(end) => end,
-            };
+            let (chain, phases) = (Chain::default(), Phases::default());
+            // What was adopted has a supervisor; the others wait until it is known here.
+            let supervised = !matches!(entrance, Entrance::Prepare) || context.supervised().await;
+            let mut task = Task { job, attempt, fence, container, chain, supervised, spool, phases, delivered };
+            let end = run(&context, &mut task, entrance).await;
             report(&context, task, end).await;
         }
         Err(error) => {
             let outcome = Outcome::infra(InfraStage::Prepare, format!("the worker's disk: {error}"));
+            // P10: an adopted one may have a container.
+            tidy::remove(&context, &container_of(&entrance).unwrap_or(container)).await;
             let finished = finished(&attempt, End::of(outcome), Phases::default(), Offsets::default());
-            tell(&context, &attempt, finished).await;
+            tell(&context, &attempt, finished, None).await;
         }
     }
     drop(slot);
 }
 
-/// Tells how it ended, when nothing of it runs any more (P11), and removes the container.
-async fn report<B: Broker, E: Engine>(context: &Context<B, E>, mut task: Task, mut end: End) {
+async fn run<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task, entrance: Entrance) -> End {
+    let end = match entrance {
+        Entrance::Prepare => match prepare::prepare(context, task).await {
+            Ok(Prepared::Container) => exec::exec(context, task).await,
+            Ok(Prepared::Cached(id)) => {
+                return End { cached: true, snapshot: Some(id), ..End::of(Outcome::Passed) };
+            }
+            Err(end) => return end,
+        },
+        Entrance::Taken(taken) => {
+            task.go_on_in(&taken);
+            match prepare::prepare_taken(context, task).await {
+                Ok(()) => exec::exec(context, task).await,
+                Err(end) => return end,
+            }
+        }
+        Entrance::Running { taken, ran, running, .. } => {
+            if let Some(taken) = &taken {
+                task.go_on_in(taken);
+            }
+            exec::follow(context, task, running, ran).await
+        }
+        Entrance::Lost { reason, .. } => {
+            task.note(&reason).await;
+            return End::infra(InfraStage::Exec, reason);
+        }
+    };
+    snapshot::snapshot(context, task, end).await
+}
+
+fn container_of(entrance: &Entrance) -> Option<ContainerName> {
+    match entrance {
+        Entrance::Taken(taken) | Entrance::Running { taken: Some(taken), .. } => Some(taken.container.clone()),
+        Entrance::Prepare | Entrance::Running { taken: None, .. } | Entrance::Lost { .. } => None,
+    }
+}
+
+/// Tells how it ended, when nothing of it runs any more (P11), and parks or removes the container.
+async fn report<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, mut task: Task, mut end: End) {
     let output = match task.spool.finish().await {
         Ok(output) => output,
         Err(error) => {
             // The verdict needs a log whose length is known; the fleet tries again.
             end.outcome = Outcome::infra(InfraStage::Exec, format!("the worker's disk: {error}"));
+            end.park = false;
             task.spool.written()
         }
     };
@@ -121,40 +233,72 @@ async fn report<B: Broker, E: Engine>(context: &Context<B, E>, mut task: Task, m
         Some(StopReason::Shutdown) | None => false,
     };
     if unwanted {
+        end.park = false;
         discard(context, &task.fence, end.snapshot.take()).await;
     }
     if end.may_run || stop == Some(StopReason::Abandoned) {
         if end.may_run {
             let _ = tokio::time::timeout(ENGINE_RETURN_MAX, context.engine_back()).await;
         }
-        remove(context, &task.container).await;
+        tidy::remove(context, &task.container).await;
     }
     if stop == Some(StopReason::Abandoned) {
         context.attempts.forget(task.attempt.key).await;
         return;
     }
     let (removed, kept) = (end.may_run, end.snapshot.clone());
+    let parked = end.park.then(|| parked(&task, kept.clone()));
+    let container = task.container.clone();
     let finished = finished(&task.attempt, end, task.phases, output);
-    // Children start on `finished`: the removal is not on their way (P11).
-    let gone = async {
-        if !removed {
-            remove(context, &task.container).await;
+    // Children start on `finished`: what is left is tidied up behind it (P11). A child that is quicker waits.
+    let place = parked.clone().map(|parked| context.parked.park(parked));
+    let told = tell(context, &task.attempt, finished, parked.as_ref()).await;
+    match place {
+        Some(place) if told => {
+            let readying = Arc::clone(context);
+            context.tidying.later(async move { parked::make_ready(&readying, place).await }).await;
         }
-    };
-    let ((), told) = tokio::join!(gone, tell(context, &task.attempt, finished));
-    if !told {
-        discard(context, &task.fence, kept).await;
+        Some(place) => {
+            drop(place);
+            parked::release(context, &task.attempt.claim).await;
+        }
+        None => {
+            // What was cached, or could not be prepared, has none.
+            if !removed && context.tidying.is_used(&container) {
+                tidy::remove_later(context, container).await;
+            }
+            if !told {
+                discard(context, &task.fence, kept).await;
+            }
+        }
+    }
+}
+
+fn parked(task: &Task, committed: Option<SnapshotId>) -> Parked {
+    Parked {
+        claim: task.attempt.claim.clone(),
+        container: task.container.clone(),
+        tenant: task.job.tenant.clone(),
+        network: task.job.spec.network,
+        chain: task.chain,
+        committed,
+        since_ms: now_ms(),
     }
 }
 
 fn finished(attempt: &Handle, end: End, phases: Phases, output: Offsets) -> Finished {
-    let End { outcome, cached, snapshot, .. } = end;
-    Finished { claim: attempt.claim.clone(), outcome, cached, output, snapshot, phases }
+    let End { outcome, cached, snapshot, park: parked, usage, .. } = end;
+    Finished { claim: attempt.claim.clone(), outcome, cached, output, snapshot, parked, phases, usage }
 }
 
 /// On disk, then on its way (P9). `false` if it was abandoned at the last moment, and is forgotten now.
-async fn tell<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle, finished: Finished) -> bool {
-    if !context.attempts.finish(attempt.key, &finished).await {
+async fn tell<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    attempt: &Handle,
+    finished: Finished,
+    parked: Option<&Parked>,
+) -> bool {
+    if !context.attempts.finish(attempt.key, &finished, parked).await {
         context.attempts.forget(attempt.key).await;
         return false;
     }
@@ -169,17 +313,6 @@ async fn tell<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle, f
 async fn discard<B: Broker, E: Engine>(context: &Context<B, E>, fence: &Fence, snapshot: Option<SnapshotId>) {
     if snapshot.as_ref() == Some(&SnapshotId::ephemeral(fence)) {
         snapshot::remove(context, &SnapshotId::ephemeral(fence)).await;
-    }
-}
-
-/// Removes a container. One that cannot be removed now is left to the sweep.
-pub(crate) async fn remove<B: Broker, E: Engine>(context: &Context<B, E>, container: &ContainerName) {
-    let began = Instant::now();
-    match context.retrying("remove_container", || context.engine.destroy(container)).await {
-        Ok(()) | Err(EngineError::Gone { .. }) => {
-            metrics::histogram!(PHASE_SECONDS, "phase" => "remove").record(began.elapsed());
-        }
-        Err(error) => tracing::warn!(%container, %error, "a container could not be removed yet"),
     }
 }
 

@@ -3,22 +3,25 @@
 //! The way of a step on a worker, one file per verb, in this order:
 //!
 //! 1. [`claim`] takes a job from the broker (P4, P5);
-//! 2. [`prepare`] makes its container: image or snapshot, limits, sources;
+//! 2. [`prepare`] makes its container of an image or a snapshot, or goes on in its parent's; limits, sources;
 //! 3. [`exec`] runs the command;
-//! 4. [`snapshot`] keeps the files of a step that passed;
+//! 4. [`snapshot`] keeps the files of a step that passed: what [`checkpoint`] asks for;
 //! 5. [`report`] numbers and sends what happened (P9).
 //!
 //! [`job`] shows prepare → exec → snapshot → report on one screen. Output takes a way of its own: [`output`] cuts it
 //! into [`lines`] and spools it (P16), [`pump`] sends what is spooled (P14).
 //!
-//! Around them: [`attempts`] those the worker speaks for, [`disk`] what must survive a crash, [`heartbeat`] what is
-//! (P7), [`control`] what should be (P22), [`sweep`] what a predecessor left, [`probe`] whether the Engine answers,
+//! Around them: [`attempts`] those the worker speaks for, [`parked`] the containers in which children can go on (P19),
+//! [`tidy`] what is done behind a step, [`disk`] what must survive a crash, [`adopt`] what a predecessor left (P10) and
+//! [`sweep`] what of it nobody speaks for, [`heartbeat`] what is (P7), [`control`] what should be (P22), [`probe`] whether the Engine answers,
 //! [`retry`] what is tried again, [`blobs`] where sources come from, [`metrics`] and [`http`] for whoever watches, and
 //! [`engine`]: Docker, or a fake of it. [`context`] is what all of these share; [`worker`] starts and ends them.
 
+pub mod adopt;
 pub mod attempts;
 pub mod blobs;
 mod blocking;
+pub mod checkpoint;
 pub mod claim;
 mod clock;
 pub mod config;
@@ -28,12 +31,14 @@ pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod exec;
+pub mod gates;
 pub mod heartbeat;
 pub mod http;
 pub mod job;
 pub mod lines;
 pub mod metrics;
 pub mod output;
+pub mod parked;
 pub mod prepare;
 pub mod probe;
 pub mod pump;
@@ -41,6 +46,7 @@ pub mod report;
 pub mod retry;
 pub mod snapshot;
 pub mod sweep;
+pub mod tidy;
 pub mod worker;
 
 pub use config::{BlobSource, Config};

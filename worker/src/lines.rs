@@ -19,7 +19,12 @@ pub struct LineSplitter {
 impl LineSplitter {
     /// At the beginning of a stream.
     pub fn new(stream: Stream) -> Self {
-        Self { stream, offset: 0, partial: Vec::new() }
+        Self::from(stream, 0)
+    }
+
+    /// At a place in a stream where a line begins, or goes on.
+    pub fn from(stream: Stream, offset: u64) -> Self {
+        Self { stream, offset, partial: Vec::new() }
     }
 
     /// Takes the stream's next bytes, cut anywhere, and appends the lines that they complete to `out`.

@@ -4,6 +4,10 @@ use longshore_protocol::Outcome;
 use longshore_protocol::broker::DEAD_LETTERS_METRIC;
 use longshore_protocol::metric::{MetricDoc, MetricKind, describe_and_touch};
 
+use crate::checkpoint::Cause;
+use crate::engine::docker::NAMESPACE_METRICS;
+use crate::gates::{GATE_LIMIT_METRIC, GATE_WAIT_BUCKETS, GATE_WAIT_METRIC};
+
 pub(crate) const COMMIT_SECONDS: &str = "longshore_worker_commit_seconds";
 pub(crate) const RETRIES: &str = "longshore_worker_retries_total";
 pub(crate) const PHASE_SECONDS: &str = "longshore_worker_phase_seconds";
@@ -18,12 +22,31 @@ pub(crate) const SPOOL_BYTES: &str = "longshore_worker_spool_bytes";
 pub(crate) const CLAIMS: &str = "longshore_worker_claims_total";
 pub(crate) const HEARTBEATS_DROPPED: &str = "longshore_worker_heartbeats_dropped_total";
 pub(crate) const CONTAINERS_SWEPT: &str = "longshore_worker_containers_swept_total";
+pub(crate) const PARKED: &str = "longshore_worker_parked";
+pub(crate) const PARENTS: &str = "longshore_worker_parents_total";
+pub(crate) const COMMITS: &str = "longshore_worker_commits_total";
+pub(crate) const COMMITS_AVOIDED: &str = "longshore_worker_commits_avoided_total";
+pub(crate) const ADOPTED: &str = "longshore_worker_adopted_total";
+pub(crate) const TIDYING: &str = "longshore_worker_tidying";
 pub(crate) const BROKER_CONNECTED: &str = "longshore_worker_broker_connected";
 pub(crate) const ENGINE_REACHABLE: &str = "longshore_worker_engine_reachable";
 
 /// The calls that are tried again: the values of `operation`.
-pub(crate) const OPERATIONS: [&str; 8] =
-    ["ensure_image", "snapshot_exists", "create", "inject", "stop", "commit", "remove_container", "remove_snapshot"];
+pub(crate) const OPERATIONS: [&str; 10] = [
+    "begin",
+    "adopt",
+    "ensure_image",
+    "snapshot_exists",
+    "create",
+    "inject",
+    "stop",
+    "commit",
+    "remove_container",
+    "remove_snapshot",
+];
+
+/// The values of `what`: what became of an attempt or a parked container that an earlier incarnation left (P10).
+pub(crate) const ADOPTIONS: [&str; 6] = ["followed", "taken", "prepared_again", "lost", "parked", "parked_lost"];
 
 /// The values of `kind`: what made a control message stale (P22).
 pub(crate) const FENCES: [&str; 3] = ["worker", "incarnation", "epoch"];
@@ -111,12 +134,55 @@ pub const METRICS: &[MetricDoc] = &[
         labels: &[],
     },
     MetricDoc {
+        name: PARKED,
+        kind: MetricKind::Gauge,
+        help: "Containers that wait for a child to go on in them.",
+        labels: &[],
+    },
+    MetricDoc {
+        name: PARENTS,
+        kind: MetricKind::Counter,
+        help: "Steps that go on with another one's files, by where those were found.",
+        labels: &[("found", &["parked", "snapshot", "lost"])],
+    },
+    MetricDoc {
+        name: COMMITS,
+        kind: MetricKind::Counter,
+        help: "Commits that were made, by why.",
+        labels: &[("cause", &Cause::WORDS)],
+    },
+    MetricDoc {
+        name: COMMITS_AVOIDED,
+        kind: MetricKind::Counter,
+        help: "Parked containers that were gone on in without ever having been committed as they were.",
+        labels: &[],
+    },
+    MetricDoc {
+        name: ADOPTED,
+        kind: MetricKind::Counter,
+        help: "What the worker's last incarnation left, by what became of it at the start.",
+        labels: &[("what", &ADOPTIONS)],
+    },
+    MetricDoc {
+        name: TIDYING,
+        kind: MetricKind::Gauge,
+        help: "Containers being removed, or made ready for the next step, behind their steps.",
+        labels: &[],
+    },
+    MetricDoc {
         name: BROKER_CONNECTED,
         kind: MetricKind::Gauge,
         help: "1 while there is a connection to the broker.",
         labels: &[],
     },
     MetricDoc { name: ENGINE_REACHABLE, kind: MetricKind::Gauge, help: "1 while the Engine answers.", labels: &[] },
+    GATE_LIMIT_METRIC,
+    GATE_WAIT_METRIC,
+    NAMESPACE_METRICS[0],
+    NAMESPACE_METRICS[1],
+    NAMESPACE_METRICS[2],
+    NAMESPACE_METRICS[3],
+    NAMESPACE_METRICS[4],
 ];
 
 /// Bounds of the histograms, for the recorder that the process installs: without them it prints summaries.
@@ -129,6 +195,7 @@ pub const BUCKETS: &[(&str, &[f64])] = &[
         &[0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0],
     ),
     // From a free slot and a warm image (0.3 s) to an hour in a pool's queue.
+    GATE_WAIT_BUCKETS,
     (QUEUE_TO_START_SECONDS, &[0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0]),
 ];
 

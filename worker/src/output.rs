@@ -3,7 +3,6 @@
 use std::io;
 use std::path::Path;
 
-use bytes::Bytes;
 use longshore_protocol::output::{LINE_BYTES_MAX, Line, Offsets, Stream};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
@@ -12,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempts::Spooled;
 use crate::clock::now_ms;
-use crate::disk::spool::encode;
-use crate::engine::OUTPUT_PIECES_MAX;
+use crate::disk::spool::{Recovered, Words, encode, encode_missing};
+use crate::engine::{OUTPUT_PIECES_MAX, Piece};
 use crate::lines::LineSplitter;
 use crate::metrics::{OUTPUT_BYTES, SPOOL_BYTES};
 
@@ -30,44 +29,61 @@ pub(crate) struct Spool {
     spooled: watch::Sender<Spooled>,
     splitters: [(Stream, LineSplitter); 2],
     /// INVARIANT: of what is in the file whole. Final once [`finish`](Self::finish) has returned.
-    offsets: Offsets,
-    /// Frames on their way to the file, and how far the streams will be when they are there.
+    written: Recovered,
+    /// What it will be when the frames on their way are there.
+    ahead: Recovered,
     frames: Vec<u8>,
-    ahead: Offsets,
     /// A write failed, perhaps half-way: nothing may stand behind it.
     broken: bool,
+    /// Something was written since the last sync.
+    unsynced: bool,
     /// P15: of output, and of the spool's file, whichever is reached first.
     bytes_max: u64,
     taken: u64,
-    /// P15: what came after that.
-    missing: Offsets,
 }
 
 impl Spool {
     /// An empty spool; what was there before is dropped.
     pub(crate) async fn create(path: &Path, spooled: watch::Sender<Spooled>, bytes_max: u64) -> io::Result<Self> {
-        let file = File::create(path).await?;
-        let splitters = [Stream::Stdout, Stream::Stderr].map(|stream| (stream, LineSplitter::new(stream)));
-        Ok(Self {
-            file,
-            spooled,
-            splitters,
-            offsets: Offsets::default(),
-            frames: Vec::new(),
-            ahead: Offsets::default(),
-            broken: false,
-            bytes_max,
-            taken: 0,
-            missing: Offsets::default(),
-        })
+        Ok(Self::of(File::create(path).await?, Recovered::default(), spooled, bytes_max))
     }
 
-    /// Spools what the command writes until both streams have ended, or until `enough`: then what is already
-    /// here is still taken. Never pauses, whatever is full: an Engine whose output is not taken holds up others
-    /// (`docs/containers.md`).
+    /// P10: goes on behind what an earlier incarnation wrote.
+    pub(crate) async fn resume(
+        path: &Path,
+        found: Recovered,
+        spooled: watch::Sender<Spooled>,
+        bytes_max: u64,
+    ) -> io::Result<Self> {
+        let file = File::options().append(true).open(path).await?;
+        Ok(Self::of(file, found, spooled, bytes_max))
+    }
+
+    fn of(file: File, found: Recovered, spooled: watch::Sender<Spooled>, bytes_max: u64) -> Self {
+        let splitter = |stream| (stream, LineSplitter::from(stream, found.offsets.of(stream)));
+        // Once something was left out, nothing more is taken: a log has one hole at most, at its end.
+        let taken = if found.missing.total() > 0 { bytes_max } else { found.read().total() };
+        Self {
+            file,
+            spooled,
+            splitters: [Stream::Stdout, Stream::Stderr].map(splitter),
+            written: found,
+            ahead: found,
+            frames: Vec::new(),
+            broken: false,
+            unsynced: false,
+            bytes_max,
+            taken,
+        }
+    }
+
+    /// Spools what the command writes until both streams have ended, or until `enough`: then what is already here is
+    /// still taken. `read` is told how much of the command's output is here for good (P16): whole lines. Never pauses,
+    /// whatever is full: an Engine whose output is not taken holds up others (`docs/containers.md`).
     pub(crate) async fn drain(
         &mut self,
-        mut output: mpsc::Receiver<(Stream, Bytes)>,
+        mut output: mpsc::Receiver<Piece>,
+        read: &watch::Sender<Offsets>,
         enough: CancellationToken,
     ) -> io::Result<()> {
         let mut pieces = Vec::with_capacity(OUTPUT_PIECES_MAX);
@@ -79,7 +95,7 @@ impl Spool {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.take(&mut pieces).await?;
+                    self.take(&mut pieces, read).await?;
                 }
                 () = enough.cancelled(), if !output.is_closed() => {
                     // Its Engine is lost: no more comes, and the sender may never say so.
@@ -89,23 +105,35 @@ impl Spool {
         }
     }
 
-    async fn take(&mut self, pieces: &mut Vec<(Stream, Bytes)>) -> io::Result<()> {
-        let at_ms = now_ms();
+    async fn take(&mut self, pieces: &mut Vec<Piece>, read: &watch::Sender<Offsets>) -> io::Result<()> {
         let mut lines = Vec::new();
-        for (stream, bytes) in pieces.drain(..) {
+        for Piece { stream, at_ms, bytes } in pieces.drain(..) {
             metrics::counter!(OUTPUT_BYTES, "stream" => stream.word()).increment(bytes.len() as u64);
-            let full = self.spooled.borrow().bytes >= self.bytes_max;
-            let room = if full { 0 } else { self.bytes_max - self.taken.min(self.bytes_max) };
+            if self.spooled.borrow().bytes >= self.bytes_max {
+                self.taken = self.taken.max(self.bytes_max);
+            }
+            let room = self.bytes_max - self.taken.min(self.bytes_max);
             let (fits, beyond) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
             self.taken += fits.len() as u64;
             self.splitter(stream).push(at_ms, fits, &mut lines);
-            *self.missing.of_mut(stream) += beyond.len() as u64;
-            self.frame(&mut lines);
+            if !beyond.is_empty() {
+                // What is left out comes behind everything that was read before it.
+                self.splitter(stream).finish(at_ms, &mut lines);
+            }
+            self.frame(&mut lines, Words::Commands);
+            if !beyond.is_empty() {
+                let missing = self.ahead.missing.of_mut(stream);
+                *missing += beyond.len() as u64;
+                encode_missing(stream, *missing, &mut self.frames);
+            }
             if self.frames.len() >= FRAMES_BYTES {
                 self.write().await?;
+                read.send_replace(self.written.read());
             }
         }
-        self.write().await
+        self.write().await?;
+        read.send_replace(self.written.read());
+        Ok(())
     }
 
     /// Puts a line of our own into the log, on standard error: why it ended as it did.
@@ -115,8 +143,9 @@ impl Spool {
         let splitter = self.splitter(Stream::Stderr);
         // Not onto the end of a line that the command left open.
         splitter.finish(at_ms, &mut lines);
-        splitter.push(at_ms, format!("longshore: {text}\n").as_bytes(), &mut lines);
-        self.frame(&mut lines);
+        self.frame(&mut lines, Words::Commands);
+        self.splitter(Stream::Stderr).push(at_ms, format!("longshore: {text}\n").as_bytes(), &mut lines);
+        self.frame(&mut lines, Words::Ours);
         self.write().await
     }
 
@@ -127,29 +156,35 @@ impl Spool {
         for (_, splitter) in &mut self.splitters {
             splitter.finish(at_ms, &mut lines);
         }
-        self.frame(&mut lines);
+        self.frame(&mut lines, Words::Commands);
         self.write().await?;
-        if self.missing.total() > 0 {
+        if self.written.missing.total() > 0 {
             // P15: a marker in place, never a changed verdict. The streams go on behind it.
-            let Offsets { stdout, stderr } = self.missing;
+            let Offsets { stdout, stderr } = self.written.missing;
             self.note(&format!("the output was too long: {stdout} bytes of stdout and {stderr} of stderr are missing"))
                 .await?;
         }
         // A worker that crashes leaves what it wrote; a host that loses its power only what was synced. Once is
         // enough: until it is finished, an attempt does not survive its host anyway.
-        self.file.sync_data().await?;
-        Ok(self.offsets)
+        if self.unsynced {
+            self.file.sync_data().await?;
+            self.unsynced = false;
+        }
+        Ok(self.written.offsets)
     }
 
     /// What is on the disk of each stream.
     pub(crate) fn written(&self) -> Offsets {
-        self.offsets
+        self.written.offsets
     }
 
-    fn frame(&mut self, lines: &mut Vec<Line>) {
+    fn frame(&mut self, lines: &mut Vec<Line>, words: Words) {
         for line in lines.drain(..) {
-            encode(&line, &mut self.frames);
-            *self.ahead.of_mut(line.stream) = line.end();
+            encode(&line, words, &mut self.frames);
+            *self.ahead.offsets.of_mut(line.stream) = line.end();
+            if words == Words::Ours {
+                self.ahead.noted += line.end() - line.offset;
+            }
         }
     }
 
@@ -162,11 +197,12 @@ impl Spool {
         }
         debug_assert!(self.frames.len() <= FRAMES_BYTES + FRAMES_OF_A_PIECE_BYTES_MAX);
         // Also if this is dropped half-way.
-        self.broken = true;
+        (self.broken, self.unsynced) = (true, true);
         self.file.write_all(&self.frames).await?;
         self.file.flush().await?;
         self.broken = false;
-        self.offsets = self.ahead;
+        self.ahead.bytes += self.frames.len() as u64;
+        self.written = self.ahead;
         metrics::gauge!(SPOOL_BYTES).increment(self.frames.len() as f64);
         // P16: nobody reads further than this.
         self.spooled.send_modify(|spooled| spooled.bytes += self.frames.len() as u64);
@@ -185,8 +221,14 @@ impl Spool {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::disk::spool;
+
+    fn piece(stream: Stream, bytes: impl Into<Bytes>) -> Piece {
+        Piece { stream, at_ms: 7, bytes: bytes.into() }
+    }
 
     /// What the spool's reader would send.
     fn sent(path: &Path, spooled: &watch::Sender<Spooled>) -> Vec<Line> {
@@ -206,7 +248,8 @@ mod tests {
         lines.iter().filter(|line| line.stream == stream).map(Line::end).max().unwrap_or(0)
     }
 
-    async fn drained(spool: &mut Spool, pieces: Vec<(Stream, Bytes)>) -> io::Result<()> {
+    /// Answers how much of the command's output is on the disk for good.
+    async fn drained(spool: &mut Spool, pieces: Vec<Piece>) -> io::Result<Offsets> {
         let (sender, output) = mpsc::channel(1);
         // Whoever sends must never wait for room that does not come: both ends run to the end.
         let sending = async {
@@ -217,7 +260,10 @@ mod tests {
             }
             drop(sender);
         };
-        tokio::join!(spool.drain(output, CancellationToken::new()), sending).0
+        let read = watch::Sender::default();
+        tokio::join!(spool.drain(output, &read, CancellationToken::new()), sending).0?;
+        let read = *read.borrow();
+        Ok(read)
     }
 
     #[tokio::test]
@@ -226,9 +272,10 @@ mod tests {
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
         let mut spool = Spool::create(&path, spooled.clone(), 100_000).await.unwrap();
-        let piece = |stream| (stream, Bytes::from(vec![b'x'; 50_000]));
-        let pieces = [vec![piece(Stream::Stdout); 5], vec![piece(Stream::Stderr)]].concat();
-        drained(&mut spool, pieces).await.unwrap();
+        let long = |stream| piece(stream, vec![b'x'; 50_000]);
+        let pieces = [vec![long(Stream::Stdout); 5], vec![long(Stream::Stderr)]].concat();
+        // P16: what is left out is done with as well, or the command would block behind it for ever.
+        assert_eq!(drained(&mut spool, pieces).await.unwrap(), Offsets { stdout: 250_000, stderr: 50_000 });
         let end = spool.finish().await.unwrap();
         let lines = sent(&path, &spooled);
         // P14: what is told is what is sent.
@@ -244,9 +291,9 @@ mod tests {
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
         let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
-        let pieces = vec![(Stream::Stdout, Bytes::from(vec![b'\n'; 64 * 1024])); OUTPUT_PIECES_MAX];
+        let pieces = vec![piece(Stream::Stdout, vec![b'\n'; 64 * 1024]); OUTPUT_PIECES_MAX];
         // How much is held at once is asserted where it is written.
-        spool.take(&mut pieces.clone()).await.unwrap();
+        spool.take(&mut pieces.clone(), &watch::Sender::default()).await.unwrap();
         let end = spool.finish().await.unwrap();
         assert_eq!(end.stdout, (64 * 1024 * OUTPUT_PIECES_MAX) as u64);
         assert_eq!(sent(&path, &spooled).len() as u64, end.stdout);
@@ -258,15 +305,59 @@ mod tests {
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
         let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
-        drained(&mut spool, vec![(Stream::Stdout, Bytes::from_static(b"kept\n"))]).await.unwrap();
+        drained(&mut spool, vec![piece(Stream::Stdout, "kept\n")]).await.unwrap();
         // A disk that takes no more.
         spool.file = File::from_std(std::fs::File::options().write(true).open("/dev/full").unwrap());
-        drained(&mut spool, vec![(Stream::Stdout, Bytes::from_static(b"lost\n"))]).await.unwrap_err();
+        drained(&mut spool, vec![piece(Stream::Stdout, "lost\n")]).await.unwrap_err();
         // It takes some again: behind a hole nothing may be written.
         spool.file = File::from_std(std::fs::File::options().append(true).open(&path).unwrap());
         spool.note("never").await.unwrap_err();
         spool.finish().await.unwrap_err();
         assert_eq!(spool.written(), Offsets { stdout: 5, stderr: 0 });
         assert_eq!(end_of(&sent(&path, &spooled), Stream::Stdout), 5);
+    }
+
+    #[tokio::test]
+    async fn p16_only_whole_lines_are_acknowledged_and_a_restart_goes_on_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let spooled = watch::Sender::default();
+        let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
+        spool.note("ours").await.unwrap();
+        let half = vec![piece(Stream::Stderr, "one\ntw"), piece(Stream::Stdout, "out")];
+        let read = drained(&mut spool, half).await.unwrap();
+        assert_eq!(read, Offsets { stdout: 0, stderr: 4 });
+        drop(spool);
+
+        let found = spool::recover(&path).unwrap();
+        assert_eq!(found.read(), read, "the rest is asked for again");
+        let mut spool = Spool::resume(&path, found, spooled.clone(), 1 << 30).await.unwrap();
+        let rest = vec![piece(Stream::Stderr, "two\n"), piece(Stream::Stdout, "out\n")];
+        assert_eq!(drained(&mut spool, rest).await.unwrap(), Offsets { stdout: 4, stderr: 8 });
+        let end = spool.finish().await.unwrap();
+        let lines = sent(&path, &spooled);
+        assert_eq!(end, Offsets { stdout: 4, stderr: end_of(&lines, Stream::Stderr) });
+        let texts: Vec<_> = lines.iter().map(|line| String::from_utf8_lossy(&line.data.0).into_owned()).collect();
+        assert_eq!(texts, ["longshore: ours", "one", "two", "out"]);
+        assert_eq!(lines[1].at_ms, 7, "when it was read from the pipe");
+    }
+
+    #[tokio::test]
+    async fn p15_a_spool_that_was_full_stays_so_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let spooled = watch::Sender::default();
+        let mut spool = Spool::create(&path, spooled.clone(), 10).await.unwrap();
+        let read = drained(&mut spool, vec![piece(Stream::Stdout, "0123456789abcdef")]).await.unwrap();
+        assert_eq!(read.stdout, 16);
+        drop(spool);
+        let found = spool::recover(&path).unwrap();
+        assert_eq!((found.offsets.stdout, found.read().stdout), (10, 16));
+        let mut spool = Spool::resume(&path, found, spooled.clone(), 10).await.unwrap();
+        assert_eq!(drained(&mut spool, vec![piece(Stream::Stdout, "more\n")]).await.unwrap().stdout, 21);
+        let end = spool.finish().await.unwrap();
+        assert_eq!(end.stdout, 10);
+        let marker = String::from_utf8(sent(&path, &spooled).last().unwrap().data.0.clone()).unwrap();
+        assert!(marker.contains("11 bytes of stdout and 0 of stderr"), "{marker}");
     }
 }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, FutureExt as _};
 use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::output::{Line, MESSAGE_BYTES_MAX, Offsets, OutputMessage};
 use longshore_protocol::wire;
@@ -18,8 +19,11 @@ use crate::disk::spool::{self, Chunk};
 use crate::engine::Engine;
 use crate::report::until_confirmed;
 
-/// What a line weighs in a message besides its bytes: else a message of empty lines would have no bound.
-const LINE_OVERHEAD_BYTES: usize = 64;
+/// What a line weighs in a message besides its bytes, where it shares what it says with the one before it, and where it
+/// does not. In the message it takes less; but whoever reads it has some 50 bytes for each, and else a message of empty
+/// lines would have no bound.
+const LINE_OVERHEAD_BYTES: usize = 32;
+const RUN_OVERHEAD_BYTES: usize = 96;
 
 /// One place of the spool every so often is remembered, so that sending again does not read all of it.
 const INDEX_EVERY_BYTES: u64 = 1024 * 1024;
@@ -43,6 +47,8 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
     let mut place = Place::default();
     let mut index = vec![Place::default()];
     let (mut asked, mut stored) = (0, Offsets::default());
+    // One batch is on its way while the next one is read and encoded. Not two: batches have no order among them.
+    let mut on_its_way: Option<BoxFuture<'_, bool>> = None;
     loop {
         let now: Spooled = *spooled.borrow_and_update();
         if now.asked != asked {
@@ -51,32 +57,58 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
             place = known.copied().unwrap_or_default();
         }
         if place.position >= now.bytes {
-            if !changed(context, &mut spooled).await {
+            let goes_on = match on_its_way.take() {
+                Some(batch) => batch.await,
+                None => changed(context, &mut spooled).await,
+            };
+            if !goes_on {
                 return Ok(());
             }
             continue;
         }
-        // Held while a batch is in memory, not while it is waited for.
-        let _memory = context.gates.output.acquire().await.map_err(io::Error::other)?;
         let file = match &reader {
             Some(file) => Arc::clone(file),
             None => Arc::clone(reader.insert(Arc::new(File::open(&attempt.spool)?))),
         };
-        let from = place.position;
-        let chunk = blocking(move || spool::read(&file, from, now.bytes)).await?;
-        if chunk.torn {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame at byte {}", chunk.next)));
+        let arrived = async {
+            match on_its_way.take() {
+                Some(batch) => batch.await,
+                None => true,
+            }
+        };
+        let (arrived, next) = tokio::join!(arrived, read(context, attempt, file, &mut place, now.bytes, stored));
+        let messages = next?;
+        if !arrived {
+            return Ok(());
         }
-        place.advance(&chunk);
         if index.last().is_none_or(|last| place.position >= last.position + INDEX_EVERY_BYTES) {
             index.push(place);
         }
-        let wanted = chunk.lines.into_iter().filter(|line| line.end() > stored.of(line.stream));
-        let messages = messages(context, attempt, wanted);
-        if !messages.is_empty() && !until_confirmed(context, messages, "output").await {
-            return Ok(());
+        if !messages.is_empty() {
+            on_its_way = Some(until_confirmed(context, messages, "output").boxed());
         }
     }
+}
+
+/// The next batch, of what is not stored yet.
+async fn read<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    attempt: &Handle,
+    file: Arc<File>,
+    place: &mut Place,
+    to: u64,
+    stored: Offsets,
+) -> io::Result<Vec<Outgoing>> {
+    // Held while a batch is in memory as lines, not while it is waited for.
+    let _memory = context.gates.output.acquire().await.map_err(io::Error::other)?;
+    let from = place.position;
+    let chunk = blocking(move || spool::read(&file, from, to)).await?;
+    if chunk.torn {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame at byte {}", chunk.next)));
+    }
+    place.advance(&chunk);
+    let wanted = chunk.lines.into_iter().filter(|line| line.end() > stored.of(line.stream));
+    Ok(messages(context, attempt, wanted))
 }
 
 /// Waits for more. `false` when there will be none, because the worker drains and everything is sent.
@@ -118,7 +150,9 @@ fn messages<B: Broker, E: Engine>(
     let mut batches: Vec<Vec<Line>> = Vec::new();
     let mut weight = usize::MAX;
     for line in lines {
-        let added = line.data.0.len() + LINE_OVERHEAD_BYTES;
+        let before = batches.last().and_then(|batch| batch.last());
+        let shares = before.is_some_and(|before| line.continues(before));
+        let added = line.data.0.len() + if shares { LINE_OVERHEAD_BYTES } else { RUN_OVERHEAD_BYTES };
         if weight.saturating_add(added) > MESSAGE_BYTES_MAX {
             batches.push(Vec::new());
             weight = 0;

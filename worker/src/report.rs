@@ -12,10 +12,15 @@ use longshore_protocol::{Shard, wire};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::context::Context;
+use crate::disk::records::Records;
 use crate::engine::Engine;
 
 /// Batches grow with the broker's latency, up to this many: a batch of large `records` still stays below some MiB.
 const BATCH_MAX: usize = 32;
+
+/// How long a `started` waits for company. A short command has ended by then, and both are one publish, one confirm and
+/// one transaction; behind a `started` that is being confirmed, `finished` would wait, and the next step with it.
+const LINGER: Duration = Duration::from_millis(10);
 
 /// The broker's own backoff paces reconnection; this only keeps a failing publish from spinning.
 const RESEND_WAIT_FIRST: Duration = Duration::from_millis(50);
@@ -30,6 +35,13 @@ enum News {
 struct Report {
     news: News,
     confirmed: oneshot::Sender<()>,
+}
+
+impl Report {
+    /// Nothing follows from a `started`: it is shown.
+    fn can_linger(&self) -> bool {
+        matches!(&self.news, News::Event(event) if matches!(**event, Event::Started(_)))
+    }
 }
 
 /// Hands events to the task that sends them.
@@ -56,13 +68,14 @@ struct Shared {
 /// Becomes ready when the event was confirmed, or will never be because the worker ended.
 pub(crate) type Confirmation = oneshot::Receiver<()>;
 
-/// A queue for a worker with so many slots, which has taken over so many attempts.
-pub(crate) fn queue(slots: u32, left: usize) -> (Reporter, Reports) {
+/// A queue for a worker with so many slots, which has taken over these attempts.
+pub(crate) fn queue(slots: u32, left: &Records) -> (Reporter, Reports) {
     // INVARIANT: nobody waits for room, or a worker whose broker takes nothing could not even be stopped. `hello`,
-    // what it resends, records once, one `accepted` (nothing is claimed while it is not confirmed) and the end of that
-    // attempt if the worker is stopped meanwhile, and started and finished of each attempt whose `accepted` was
-    // confirmed: when the next one's is, those before it have left.
-    let (sender, receiver) = mpsc::channel(1 + left + 1 + 2 + slots as usize * 2);
+    // what it resends, and records once; and of each slot, and of each adopted attempt that found none: `started` and
+    // `finished` of an attempt, and of the next one its `accepted` and, if the worker is stopped meanwhile, its end.
+    // More does not come of a slot: when the next one's `accepted` is confirmed, all before it have left.
+    let at_once = slots as usize + left.open().count();
+    let (sender, receiver) = mpsc::channel(1 + left.over().count() + 1 + 4 * at_once);
     let shared = Arc::default();
     (Reporter { reports: sender, shared: Arc::clone(&shared) }, Reports { receiver, shared })
 }
@@ -108,6 +121,18 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, repor
             () = context.phases.draining.cancelled(), if !receiver.is_closed() => {
                 receiver.close();
                 continue;
+            }
+        }
+        if batch.iter().all(Report::can_linger) {
+            let mut lingered = std::pin::pin!(tokio::time::sleep(LINGER));
+            while batch.len() < BATCH_MAX && batch.iter().all(Report::can_linger) {
+                let room = BATCH_MAX - batch.len();
+                tokio::select! {
+                    biased;
+                    count = receiver.recv_many(&mut batch, room) => if count == 0 { break },
+                    () = context.phases.draining.cancelled() => break,
+                    () = &mut lingered => break,
+                }
             }
         }
         let mut messages = Vec::with_capacity(batch.len());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_protocol::broker::{Broker, BrokerError};
-use longshore_protocol::event::{AttemptRecord, Event, Hello, Phase};
+use longshore_protocol::event::{Event, Hello};
 use longshore_protocol::{Epoch, Incarnation, WorkerId};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -14,17 +14,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempts::StopReason;
-use crate::blobs::Blobs;
 use crate::blocking::blocking;
 use crate::config::Config;
-use crate::context::{Context, Parts};
-use crate::disk::records::AttemptKey;
-use crate::disk::{Disk, spool};
-use crate::engine::Engine;
+use crate::context::{Context, Who};
+use crate::disk::Disk;
+use crate::disk::records::Records;
+use crate::engine::{Duty, Engine};
 use crate::error::WorkerError;
-use crate::metrics::SPOOL_BYTES;
 use crate::report::Reports;
-use crate::{claim, control, heartbeat, http, metrics, probe, pump, report, sweep};
+use crate::{adopt, claim, control, heartbeat, http, metrics, parked, probe, report, sweep};
 
 /// How long a stopping worker goes on sending what it knows. The rest is on its disk, for its next incarnation.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
@@ -37,8 +35,8 @@ pub struct Worker<B, E> {
     context: Arc<Context<B, E>>,
     reports: Reports,
     epoch: Epoch,
-    /// P10: ended and not settled when the last incarnation stopped.
-    left: Vec<AttemptRecord>,
+    /// P10: what the last incarnation left.
+    left: Records,
     listener: Option<TcpListener>,
     ready: watch::Sender<bool>,
 }
@@ -61,11 +59,11 @@ impl<B: Broker, E: Engine> Worker<B, E> {
         let disk = blocking(move || Disk::open(&dir)).await?;
         let info = engine.info().await?;
         let (given, engine_id) = (config.worker_id.clone(), info.id.clone());
-        let (disk, id, incarnation, epoch, left) = blocking(move || {
+        let (disk, who, epoch, log) = blocking(move || {
             let id = disk.identity(given.as_ref(), &engine_id)?;
             let incarnation = disk.next_incarnation()?;
-            let (epoch, left) = (disk.epoch()?, disk.take_over()?);
-            Ok::<_, WorkerError>((Arc::new(disk), id, incarnation, epoch, left))
+            let (epoch, log) = (disk.epoch()?, disk.take_over()?);
+            Ok::<_, WorkerError>((Arc::new(disk), Who { id, incarnation, engine_id }, epoch, log))
         })
         .await?;
         let listener = match config.metrics_listen {
@@ -75,18 +73,10 @@ impl<B: Broker, E: Engine> Worker<B, E> {
             }
             None => None,
         };
-        let blobs = Blobs::new(config.blobs.clone())?;
-        let (reporter, reports) = report::queue(config.slots, left.len());
-        let engine_id = info.id;
-        let parts = Parts { config, id, incarnation, engine_id, broker, engine, disk, reporter, blobs };
-        Ok(Self {
-            context: Arc::new(Context::new(parts)),
-            reports,
-            epoch,
-            left,
-            listener,
-            ready: watch::Sender::new(false),
-        })
+        let left = log.records();
+        let (context, reports) = Context::new(config, who, broker, engine, disk, &log)?;
+        let context = Arc::new(context);
+        Ok(Self { context, reports, epoch, left, listener, ready: watch::Sender::new(false) })
     }
 
     /// Its id: given, or kept in the state directory.
@@ -127,7 +117,8 @@ impl<B: Broker, E: Engine> Worker<B, E> {
                 () = forwarder.phases.stopping.cancelled() => {}
             }
         });
-        let begun = begin(&context, &tasks, reports, left, epoch, &ready);
+        // Apart, because it is as large as all that it waits for, and gone once it is done.
+        let begun = Box::pin(begin(&context, &tasks, reports, left, epoch, &ready));
         if stopping.run_until_cancelled(begun).await.is_some() {
             let claimer = tasks.spawn(claim::run(Arc::clone(&context)));
             stopping.cancelled().await;
@@ -135,38 +126,35 @@ impl<B: Broker, E: Engine> Worker<B, E> {
                 tracing::error!(%panic, "the claimer ended badly");
             }
         }
-        end(&context, &tasks).await;
+        Box::pin(end(&context, &tasks)).await;
         context.take_failure().map_or(Ok(()), Err)
     }
 }
 
-/// P10: queues, then the sweep, then `hello` before anything else is said.
+/// P10: what the last incarnation left is taken up, then the rest is swept, then `hello` is said before anything else.
+/// The broker comes last: what runs goes on without it.
 async fn begin<B: Broker, E: Engine>(
     context: &Arc<Context<B, E>>,
     tasks: &TaskTracker,
     reports: Reports,
-    left: Vec<AttemptRecord>,
+    left: Records,
     epoch: Epoch,
     ready: &watch::Sender<bool>,
 ) {
+    if let Err(error) = begin_engine(context).await {
+        return context.fail(error);
+    }
+    let left = adopt::take_over(context, &left).await;
+    sweep::sweep(context).await;
+    probe::list_snapshots(context).await;
+    let hello = context.reporter.send(Event::Hello(hello(context))).await;
+    adopt::go_on(context, left).await;
+    parked::make_room(context).await;
+    tasks.spawn(parked::expire(Arc::clone(context)));
     if let Err(error) = declare(context).await {
         return context.fail(error.into());
     }
-    sweep::sweep(context).await;
-    probe::list_snapshots(context).await;
-    let mut adopted = Vec::new();
-    for record in left {
-        adopted.push((record.clone(), adopt(context, record).await));
-    }
     context.pumps.spawn(report::run(Arc::clone(context), reports));
-    let hello = context.reporter.send(Event::Hello(hello(context))).await;
-    for (record, attempt) in adopted {
-        if let Phase::Finished(finished) = record.phase {
-            // Under this incarnation's numbers (P10).
-            drop(context.reporter.send(Event::Finished(*finished)).await);
-        }
-        context.pumps.spawn(pump::run(Arc::clone(context), attempt));
-    }
     // The answer to `hello` may be that this incarnation is refused.
     tasks.spawn(control::run(Arc::clone(context), epoch));
     let disk_free = watch::Sender::new(None);
@@ -178,6 +166,21 @@ async fn begin<B: Broker, E: Engine>(
     }
 }
 
+async fn begin_engine<B: Broker, E: Engine>(context: &Context<B, E>) -> Result<(), WorkerError> {
+    let dir = context.disk.engine_dir();
+    let dir = dir.map_err(|source| WorkerError::State { path: context.disk.dir().to_owned(), source })?;
+    let config = &context.config;
+    let duty = Duty {
+        worker: context.id.clone(),
+        dir,
+        // Each slot's container has one, and each parked one keeps its own.
+        namespaces: config.slots as usize + config.parked_max(),
+        direct: config.direct,
+        orphan: config.orphan,
+    };
+    Ok(context.retrying("begin", || context.engine.begin(duty.clone())).await?)
+}
+
 async fn declare<B: Broker, E: Engine>(context: &Context<B, E>) -> Result<(), BrokerError> {
     let queues = context.topology.of_worker(&context.id, &context.config.pool);
     loop {
@@ -187,23 +190,6 @@ async fn declare<B: Broker, E: Engine>(context: &Context<B, E>) -> Result<(), Br
         }
         tokio::time::sleep(DECLARE_WAIT).await;
     }
-}
-
-/// Takes over an attempt that ended; its output is sent again as far as it is there.
-async fn adopt<B: Broker, E: Engine>(context: &Context<B, E>, record: AttemptRecord) -> crate::attempts::Handle {
-    let path = context.disk.spool_path(AttemptKey::of(&record.claim));
-    let recovered = blocking(move || spool::recover(&path)).await;
-    let (bytes, offsets) = recovered.unwrap_or_else(|error| {
-        tracing::error!(%error, "a spool cannot be read; its output is lost");
-        Default::default()
-    });
-    if let Phase::Finished(finished) = &record.phase
-        && finished.output != offsets
-    {
-        tracing::warn!(?offsets, expected = ?finished.output, "a spool is shorter than its output was");
-    }
-    ::metrics::gauge!(SPOOL_BYTES).increment(bytes as f64);
-    context.attempts.adopt(record, bytes)
 }
 
 fn hello<B: Broker, E: Engine>(context: &Context<B, E>) -> Hello {
@@ -227,11 +213,20 @@ async fn end<B: Broker, E: Engine>(context: &Context<B, E>, tasks: &TaskTracker)
     // Nobody has news any more: what is queued and spooled is sent, if the broker is there.
     context.phases.draining.cancel();
     context.pumps.close();
-    if timeout(FLUSH_MAX, context.pumps.wait()).await.is_err() {
+    let flushed = timeout(FLUSH_MAX, context.pumps.wait());
+    let (flushed, ()) = tokio::join!(flushed, leave_engine(context));
+    if flushed.is_err() {
         tracing::info!("not everything could be sent; it is on the disk for the next start");
     }
     context.phases.stopped.cancel();
     context.pumps.wait().await;
     tasks.close();
     tasks.wait().await;
+}
+
+/// Leaves no container behind.
+async fn leave_engine<B: Broker, E: Engine>(context: &Context<B, E>) {
+    parked::leave_all(context, context.config.leaving).await;
+    context.tidying.done().await;
+    context.engine.end().await;
 }

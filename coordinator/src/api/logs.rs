@@ -14,18 +14,18 @@ use axum::response::{IntoResponse, Response, Sse};
 use bytes::Bytes;
 use futures_util::stream;
 use longshore_protocol::output::Ending;
-use longshore_protocol::{Attempt, RunId, StepName};
+use longshore_protocol::{Attempt, ExecutionId, RunId, StepName};
 use serde::Deserialize;
 
 use super::auth::Asker;
 use super::events::{Wake, last_event_id, sse};
 use super::types::LogEvent;
 use super::{ApiError, ApiState};
-use crate::core::view::StepPhase;
+use crate::core::view::{AttemptView, RemakeView, StepPhase, StepView};
 use crate::logs::read::{LogReader, Place};
 use crate::logs::seal::ChunkError;
-use crate::store::Store;
 use crate::store::log_rows::Selection;
+use crate::store::{Store, StoreError};
 
 /// Which lines.
 #[derive(Debug, Default, Deserialize)]
@@ -84,9 +84,9 @@ async fn reader(
     let mut newest = Attempt::FIRST;
     match &wanted.step {
         Some(step) => {
-            let view = state.store.step(run, step).await?.ok_or(ApiError::NotFound("step"))?;
-            selection.execution = Some(view.execution);
-            newest = view.attempts.last().map_or(newest, |attempt| attempt.attempt);
+            let wanted = wanted_log(&state.store, run, step).await?.ok_or(ApiError::NotFound("step"))?;
+            selection.execution = Some(wanted.execution);
+            newest = wanted.attempts.last().map_or(newest, |attempt| attempt.attempt);
         }
         None if wanted.attempt.is_some() || wanted.from.is_some() => {
             return Err(ApiError::BadRequest("attempt and from are of one step: name it with step".to_owned()));
@@ -110,6 +110,25 @@ async fn reader(
     Ok((reader, selection))
 }
 
+/// Whose log was asked for by name.
+struct WantedLog {
+    execution: ExecutionId,
+    phase: StepPhase,
+    attempts: Vec<AttemptView>,
+}
+
+/// A step by its name, or a remake by its own (P20): `build~1`.
+async fn wanted_log(store: &Store, run: RunId, name: &StepName) -> Result<Option<WantedLog>, StoreError> {
+    if let Some(view) = store.step(run, name).await? {
+        let StepView { execution, phase, attempts, .. } = view;
+        return Ok(Some(WantedLog { execution, phase, attempts }));
+    }
+    let Some((of, _)) = name.as_str().rsplit_once('~') else { return Ok(None) };
+    let Some(view) = store.step(run, &of.into()).await? else { return Ok(None) };
+    let remake = view.remakes.into_iter().find(|remake| remake.name == *name);
+    Ok(remake.map(|RemakeView { execution, phase, attempts, .. }| WantedLog { execution, phase, attempts }))
+}
+
 /// Says when nothing more can come.
 struct Until {
     store: Store,
@@ -124,10 +143,10 @@ impl Until {
             return Ok(true);
         }
         let Some(step) = &self.step else { return Ok(false) };
-        let Some(view) = self.store.step(run, step).await? else { return Ok(true) };
+        let Some(log) = wanted_log(&self.store, run, step).await? else { return Ok(true) };
         let closed = match self.selection.attempt {
-            Some(wanted) => view.attempts.iter().any(|attempt| attempt.attempt == wanted && attempt.log_closed),
-            None => view.phase == StepPhase::Settled && view.attempts.iter().all(|attempt| attempt.log_closed),
+            Some(wanted) => log.attempts.iter().any(|attempt| attempt.attempt == wanted && attempt.log_closed),
+            None => log.phase == StepPhase::Settled && log.attempts.iter().all(|attempt| attempt.log_closed),
         };
         Ok(closed)
     }

@@ -47,6 +47,7 @@ impl Core {
         seen.slots_free = Some(heartbeat.slots_free);
         seen.disk_free_bytes = heartbeat.disk_free_bytes;
         seen.snapshots = u32::try_from(heartbeat.snapshots.len()).unwrap_or(u32::MAX);
+        seen.parked = u32::try_from(heartbeat.parked.len()).unwrap_or(u32::MAX);
         let cached = heartbeat.snapshots.iter().filter(|snapshot| snapshot.as_str().starts_with(CACHED));
         seen.cached = cached.cloned().collect();
 
@@ -57,6 +58,7 @@ impl Core {
                 self.record(speech, record, now, out);
             }
             self.not_listed(speech, heartbeat.last_event, &heartbeat.attempts, now, out);
+            self.release_unneeded(speech, &heartbeat.parked, out);
             return;
         }
         for record in &heartbeat.attempts {

@@ -18,6 +18,9 @@ pub struct CoreConfig {
     pub infra_retries: u32,
     /// How many workers may be lost on one step before it is taken for poison (promise 5). 3: two may be bad luck.
     pub lost_max: u32,
+    /// How often what one step left is made again (P20). 3, as the fleet's retries: a child that fails by the fleet's
+    /// fault in a parked container uses up one with each try, and what is lost more often is lost for a reason.
+    pub remakes_max: u32,
     /// Before the first retry, ms; each further one waits twice as long. 1 s: below it a daemon that restarts
     /// is not back yet.
     pub infra_backoff_ms: Millis,
@@ -35,6 +38,7 @@ impl Default for CoreConfig {
             accept_deadline_ticks: 30,
             infra_retries: 3,
             lost_max: 3,
+            remakes_max: 3,
             infra_backoff_ms: 1_000,
             infra_backoff_max_ms: 30_000,
             resend_ticks: 10,

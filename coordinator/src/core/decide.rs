@@ -14,6 +14,7 @@ use super::fleet::Fleet;
 use super::fold::Illegal;
 use super::graph::Graph;
 use super::input::{Input, Millis};
+use super::lineage::{unwanted_remake, waiting_for};
 use super::state::{Key, Stage, Standing, State};
 
 /// The pure core: the fold of the journal, what heartbeats told, and what still has to be looked at.
@@ -27,6 +28,8 @@ pub struct Core {
     pub(super) dirty: BTreeSet<(RunId, usize)>,
     /// Steps that wait for a moment.
     pub(super) timers: BTreeSet<(Millis, RunId, usize)>,
+    /// Steps that wait for a worker that has, or could make again, what their parent left.
+    pub(super) stranded: BTreeSet<(RunId, usize)>,
 }
 
 /// What one input led to.
@@ -107,6 +110,7 @@ impl Core {
             fleet: Fleet::default(),
             dirty: BTreeSet::new(),
             timers: BTreeSet::new(),
+            stranded: BTreeSet::new(),
         }
     }
 
@@ -171,6 +175,9 @@ impl Core {
     /// Keeps everything beside the state in step with an entry.
     fn keep_up(&mut self, entry: &Entry) {
         self.fleet.follow(entry, &self.state, u64::from(self.config.resend_ticks));
+        if matches!(entry, Entry::Joined { .. } | Entry::Back { .. }) {
+            self.dirty.append(&mut self.stranded);
+        }
         let Some(id) = entry.run() else { return };
         let Some(run) = self.state.runs.get(&id) else { return };
         match entry {
@@ -191,8 +198,25 @@ impl Core {
                 self.timers.insert((*not_before_ms, id, step));
             }
             Entry::Settled { execution, outcome, .. } if outcome.is_passed() => {
-                let ready = run.graph.dependents[run.indices[execution]].iter();
-                self.dirty.extend(ready.filter(|step| run.steps[**step].waits == 0).map(|step| (id, *step)));
+                let step = run.indices[execution];
+                if let Some(of) = run.steps[step].remake_of {
+                    self.dirty.extend(waiting_for(run, of).map(|step| (id, step)));
+                } else {
+                    let ready = run.graph.dependents[step].iter();
+                    self.dirty.extend(ready.filter(|step| run.steps[**step].waits == 0).map(|step| (id, *step)));
+                }
+                self.dirty.extend(unwanted_remake(run, step).map(|step| (id, step)));
+            }
+            Entry::Settled { execution, .. } => {
+                let step = run.indices[execution];
+                // P20: what waited for what could not be made again.
+                if let Some(of) = run.steps[step].remake_of {
+                    self.dirty.extend(waiting_for(run, of).map(|step| (id, step)));
+                }
+                self.dirty.extend(unwanted_remake(run, step).map(|step| (id, step)));
+            }
+            Entry::RemakeBegun { remake, .. } => {
+                self.dirty.insert((id, run.indices[remake]));
             }
             _ => {}
         }
@@ -212,15 +236,17 @@ impl Core {
             }
             Entry::Settled { execution, .. } => {
                 out.runs.insert(id);
-                out.touched.insert((id, run.indices[execution]));
+                out.touched.insert((id, run.original(run.indices[execution])));
             }
-            Entry::Dispatched { execution, .. }
+            Entry::RemakeBegun { execution, .. }
+            | Entry::LeftLost { execution, .. }
+            | Entry::Dispatched { execution, .. }
             | Entry::Accepted { execution, .. }
             | Entry::Started { execution, .. }
             | Entry::Ended { execution, .. }
             | Entry::Retried { execution, .. }
             | Entry::LogClosed { execution, .. } => {
-                out.touched.insert((id, run.indices[execution]));
+                out.touched.insert((id, run.original(run.indices[execution])));
             }
             _ => {}
         }
@@ -276,6 +302,9 @@ impl Core {
     pub(super) fn end(&mut self, key: Key, end: End, now: Millis, out: &mut Step) {
         let Claim { run, execution, attempt } = self.state.claim(key);
         self.commit(Entry::Ended { run, execution, attempt, end }, now, out);
+        if self.state.attempt(key).missed_its_base() {
+            self.base_is_lost(key, now, out); // at once, also where it is called off: others may be sent after the same
+        }
     }
 
     /// Tells one incarnation something.

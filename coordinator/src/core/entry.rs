@@ -1,6 +1,6 @@
 //! What is journalled: facts and decisions, in the order in which they became true.
 
-use longshore_protocol::event::{Hello, Phases};
+use longshore_protocol::event::{Hello, Phases, Usage};
 use longshore_protocol::job::Base;
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::Offsets;
@@ -71,7 +71,7 @@ pub enum Entry {
         /// Where its job went.
         queue: JobQueue,
         /// What it starts from.
-        base: Base,
+        base: Origin,
     },
     /// The first claim of an attempt (P5): from here on it has an owner.
     Accepted {
@@ -150,11 +150,70 @@ pub enum Entry {
     SnapshotDropped {
         /// Which run.
         run: RunId,
-        /// Whose.
+        /// Of which step, though a remaking may have left it.
         execution: ExecutionId,
         /// Its name.
         snapshot: SnapshotId,
     },
+    /// Nobody goes on in a parked container any more: it was told to go.
+    Released {
+        /// Which run.
+        run: RunId,
+        /// Of which step, though a remaking may have left it.
+        execution: ExecutionId,
+    },
+    /// What a step left is gone or out of reach, and somebody needs it (P20).
+    LeftLost {
+        /// Which run.
+        run: RunId,
+        /// Which step.
+        execution: ExecutionId,
+        /// In words.
+        reason: String,
+    },
+    /// What a step left is made again, by an execution of its own kind (P20).
+    RemakeBegun {
+        /// Which run.
+        run: RunId,
+        /// Which step.
+        execution: ExecutionId,
+        /// The execution that makes it again: [`ExecutionId::of_remake`].
+        remake: ExecutionId,
+    },
+}
+
+/// What an attempt starts from, as the journal tells it: a job's [`Base`], and what versions before it wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Origin {
+    /// An image.
+    Image {
+        /// As the user wrote it.
+        reference: String,
+    },
+    /// What an attempt of its parent left.
+    Parent {
+        /// What was carried out.
+        execution: ExecutionId,
+        /// Which try of it.
+        attempt: Attempt,
+        /// Where it was committed.
+        snapshot: Option<SnapshotId>,
+    },
+    /// What its parent left, as journals tell it that were begun before containers were parked. Read, never written.
+    Snapshot {
+        /// The parent's committed snapshot.
+        id: SnapshotId,
+    },
+}
+
+impl From<&Base> for Origin {
+    fn from(base: &Base) -> Self {
+        match base.clone() {
+            Base::Image { reference } => Self::Image { reference },
+            Base::Parent { execution, attempt, snapshot } => Self::Parent { execution, attempt, snapshot },
+        }
+    }
 }
 
 /// How an attempt ended.
@@ -169,10 +228,16 @@ pub enum End {
         cached: bool,
         /// Final offsets.
         output: Offsets,
-        /// What it left, on the owner's Engine.
+        /// What it left committed, on the owner's Engine.
         snapshot: Option<SnapshotId>,
+        /// Whether its container is parked at the owner's.
+        #[serde(default)]
+        parked: bool,
         /// Where the time went.
         phases: Phases,
+        /// What the command used, if that is known.
+        #[serde(default)]
+        usage: Option<Usage>,
     },
     /// Its owner was lost, or no longer held it.
     Lost {
@@ -198,6 +263,8 @@ pub enum RetryCause {
     Gone,
     /// The user's failure, under the user's rule.
     User,
+    /// Its parent's files were not where it was sent: uncharged (P20).
+    Lineage,
 }
 
 /// What is missing at a log's end.
@@ -230,7 +297,10 @@ impl Entry {
             | Self::Settled { run, .. }
             | Self::RunSettled { run, .. }
             | Self::LogClosed { run, .. }
-            | Self::SnapshotDropped { run, .. } => Some(*run),
+            | Self::SnapshotDropped { run, .. }
+            | Self::Released { run, .. }
+            | Self::LeftLost { run, .. }
+            | Self::RemakeBegun { run, .. } => Some(*run),
         }
     }
 
@@ -252,6 +322,9 @@ impl Entry {
             Self::RunSettled { .. } => "run_settled",
             Self::LogClosed { .. } => "log_closed",
             Self::SnapshotDropped { .. } => "snapshot_dropped",
+            Self::Released { .. } => "released",
+            Self::LeftLost { .. } => "left_lost",
+            Self::RemakeBegun { .. } => "remake_begun",
         }
     }
 

@@ -36,6 +36,8 @@ pub(super) struct Seen {
     /// Cached snapshots it reported: those that a step may be sent after.
     pub(super) cached: BTreeSet<SnapshotId>,
     pub(super) snapshots: u32,
+    /// How many containers it reported as parked.
+    pub(super) parked: u32,
     pub(super) disk_free_bytes: Option<u64>,
     /// When it was last asked for a sync, while a number is missing (P9).
     pub(super) sync_asked: Option<u64>,

@@ -7,7 +7,8 @@ use longshore_protocol::{Attempt, ExecutionId, Incarnation, Outcome, RunId, Work
 use super::entry::{End, Entry, LogGap, RetryCause};
 use super::graph::Graph;
 use super::input::Millis;
-use super::state::{Charged, Key, Left, Run, Stage, State, Step, Tally, Try, Worker};
+use super::left::{Fate, Left, Parked};
+use super::state::{Key, Run, Stage, State, Step, Tally, Try, Worker};
 use super::view::RunOutcome;
 use crate::pipeline::Pipeline;
 
@@ -23,9 +24,9 @@ pub struct Illegal {
     pub why: &'static str,
 }
 
-type Checked = Result<(), &'static str>;
+pub(super) type Checked = Result<(), &'static str>;
 
-fn ensure(holds: bool, why: &'static str) -> Checked {
+pub(super) fn ensure(holds: bool, why: &'static str) -> Checked {
     if holds { Ok(()) } else { Err(why) }
 }
 
@@ -39,8 +40,9 @@ impl State {
             Entry::Joined { worker, incarnation, hello } => self.joined(worker, *incarnation, hello),
             Entry::Back { worker } => self.alive(worker, true),
             Entry::LeaseEnded { worker } => self.alive(worker, false),
-            Entry::Dispatched { run, execution, attempt, queue, .. } => {
-                self.dispatched(*run, *execution, *attempt, Try::new(Some(queue.clone()), at))
+            Entry::Dispatched { run, execution, attempt, queue, base } => {
+                let new = Try::new(Some(queue.clone()), Some(base.clone()), at);
+                self.dispatched(*run, *execution, *attempt, new)
             }
             Entry::Accepted { run, execution, attempt, worker, number } => {
                 self.accepted(*run, *execution, *attempt, (worker, *number), at)
@@ -56,6 +58,9 @@ impl State {
             Entry::RunSettled { run, outcome } => self.run_settled(*run, *outcome, at),
             Entry::LogClosed { run, execution, attempt, gap } => self.log_closed(*run, *execution, *attempt, *gap),
             Entry::SnapshotDropped { run, execution, .. } => self.snapshot_dropped(*run, *execution),
+            Entry::Released { run, execution } => self.released(*run, *execution),
+            Entry::LeftLost { run, execution, reason } => self.left_lost(*run, *execution, reason),
+            Entry::RemakeBegun { run, execution, remake } => self.remake_begun(*run, *execution, *remake),
         };
         checked.map_err(|why| Illegal { entry: entry.word(), of: entry.subject(), why })
     }
@@ -65,7 +70,7 @@ impl State {
     }
 
     /// The run, and which of its steps is meant.
-    fn of(&mut self, run: RunId, execution: ExecutionId) -> Result<(&mut Run, usize), &'static str> {
+    pub(super) fn of(&mut self, run: RunId, execution: ExecutionId) -> Result<(&mut Run, usize), &'static str> {
         let run = self.run(run)?;
         let step = *run.indices.get(&execution).ok_or("the run has no such execution")?;
         Ok((run, step))
@@ -75,15 +80,9 @@ impl State {
         ensure(!self.runs.contains_key(&id), "the run was submitted before")?;
         let graph = Graph::of(pipeline)?;
         let steps: Vec<Step> = (pipeline.steps.iter().enumerate())
-            .map(|(index, planned)| Step {
-                execution: ExecutionId::of_step(id, &planned.name),
-                stage: Stage::Waiting { not_before: 0 },
-                waits: graph.waits[index],
-                children: graph.children[index],
-                attempts: Vec::new(),
-                outcome: None,
-                charged: Charged::default(),
-                left: None,
+            .map(|(index, planned)| {
+                let execution = ExecutionId::of_step(id, &planned.name);
+                Step::new(execution, graph.waits[index], graph.children[index], None)
             })
             .collect();
         let indices = steps.iter().enumerate().map(|(index, step)| (step.execution, index)).collect();
@@ -99,6 +98,7 @@ impl State {
             steps,
             indices,
             tally: Tally::default(),
+            remaking: 0,
             logs_open: 0,
         };
         self.runs.insert(id, run);
@@ -206,6 +206,14 @@ impl State {
         ensure(current.started_at.is_none(), "it was started before")?;
         current.started_at = Some(at);
         current.container = Some(container.to_owned());
+        let (base, owner) = (current.base.clone(), current.owner.clone());
+        if let Some(parent) = run.parent(step)
+            && let Some(left) = run.steps[parent].left.as_mut()
+            && left.is_base(base.as_ref())
+            && owner.as_ref() == Some(&left.worker)
+        {
+            left.gone_on(container);
+        }
         Ok(())
     }
 
@@ -218,7 +226,7 @@ impl State {
             ensure(attempt == step.last().next(), "attempts grow by one")?;
             let fleets = matches!(end, End::Finished { outcome, .. } if outcome.is_infra());
             ensure(fleets, "what was never dispatched ends by the fleet's fault alone")?;
-            step.attempts.push(Try { end: Some(end.clone()), ended_at: Some(at), ..Try::new(None, at) });
+            step.attempts.push(Try { end: Some(end.clone()), ended_at: Some(at), ..Try::new(None, None, at) });
             step.stage = Stage::Over;
             return Ok(());
         }
@@ -239,10 +247,15 @@ impl State {
         let key = Key { run: id, step: index, attempt };
         let number = worker.owned.remove(&key).expect("an owner owns its attempt");
         worker.spooled.insert(key, number);
-        if let End::Finished { outcome: Outcome::Passed, snapshot: Some(snapshot), .. } = end {
-            let left =
-                Left { snapshot: snapshot.clone(), engine: worker.hello.engine.clone(), worker: owner, dropped: false };
-            self.of(id, execution)?.0.steps[index].left = Some(left);
+        if let End::Finished { outcome: Outcome::Passed, snapshot, parked, .. } = end
+            && (snapshot.is_some() || *parked)
+        {
+            let engine = worker.hello.engine.clone();
+            let step = &mut self.of(id, execution)?.0.steps[index];
+            let container = step.attempts.last().and_then(|attempt| attempt.container.clone());
+            let parked = parked.then_some(Parked(container));
+            let snapshot = snapshot.clone();
+            step.left = Some(Left { execution, attempt, snapshot, parked, engine, worker: owner, fate: Fate::Kept });
         }
         Ok(())
     }
@@ -254,12 +267,18 @@ impl State {
         let last = step.attempts.last().ok_or("the step has no attempt")?;
         let outcome = last.outcome();
         let (charge, fits) = match because {
-            RetryCause::Infra => (&mut step.charged.infra, outcome.is_some_and(|outcome| outcome.is_infra())),
-            RetryCause::User => (&mut step.charged.user, outcome.is_some_and(|outcome| outcome.is_users_failure())),
-            RetryCause::Gone => (&mut step.charged.gone, matches!(last.end, Some(End::Gone { .. }))),
+            RetryCause::Infra => (Some(&mut step.charged.infra), outcome.is_some_and(|outcome| outcome.is_infra())),
+            RetryCause::User => {
+                (Some(&mut step.charged.user), outcome.is_some_and(|outcome| outcome.is_users_failure()))
+            }
+            RetryCause::Gone => (Some(&mut step.charged.gone), matches!(last.end, Some(End::Gone { .. }))),
+            // P20: it charges nobody. What bounds it is how often its parent's files are made again.
+            RetryCause::Lineage => (None, last.missed_its_base()),
         };
         ensure(fits, "the attempt did not end that way")?; // promise 5
-        *charge += 1;
+        if let Some(charge) = charge {
+            *charge += 1;
+        }
         step.stage = Stage::Waiting { not_before };
         Ok(())
     }
@@ -283,28 +302,42 @@ impl State {
                 ensure(never_begun, "no attempt has ended that way")?;
             }
         }
+        let parent = run.parent(index);
         let step = &mut run.steps[index];
         step.stage = Stage::Settled;
         step.outcome = Some(outcome.clone());
+        if let Some(parent) = parent {
+            run.steps[parent].children -= 1;
+        }
+        if let Some(of) = run.steps[index].remake_of {
+            // P20: nothing changes for the step that settled but what it left.
+            let left = run.steps[index].left.take();
+            run.remaking -= 1;
+            if outcome.is_passed() {
+                run.steps[of].left = left;
+            } else {
+                run.steps[of].broken |= !matches!(outcome, Outcome::Cancelled { .. });
+            }
+            run.let_go_of_parents(of);
+            return Ok(());
+        }
         run.tally.settled += 1;
         run.tally.failed += u32::from(outcome.is_users_failure());
         run.tally.infra += u32::from(outcome.is_infra());
         run.tally.cancelled += u32::from(matches!(outcome, Outcome::Cancelled { .. }));
-        if let Some(parent) = run.graph.parent[index] {
-            run.steps[parent].children -= 1;
-        }
         if outcome.is_passed() {
             for &dependent in &run.graph.dependents[index] {
                 run.steps[dependent].waits -= 1;
             }
         }
+        run.let_go_of_parents(index);
         Ok(())
     }
 
     fn run_settled(&mut self, run: RunId, outcome: RunOutcome, at: Millis) -> Checked {
         let run = self.run(run)?;
         ensure(run.outcome.is_none(), "the run is settled")?;
-        ensure(run.tally.settled as usize == run.steps.len(), "a step is not settled")?;
+        ensure(run.all_settled(), "a step is not settled")?;
         ensure(run.verdict() == outcome, "its steps say otherwise")?;
         run.outcome = Some(outcome);
         run.settled_at = Some(at);
@@ -322,17 +355,6 @@ impl State {
         run.logs_open -= 1;
         let worker = self.workers.get_mut(&owner).expect("an owner has joined");
         worker.spooled.remove(&Key { run: id, step: index, attempt });
-        Ok(())
-    }
-
-    fn snapshot_dropped(&mut self, run: RunId, execution: ExecutionId) -> Checked {
-        let (run, index) = self.of(run, execution)?;
-        ensure(run.leaves_ephemeral(index), "it is kept beyond the run")?;
-        let step = &mut run.steps[index];
-        ensure(step.children == 0, "a child may still need it")?;
-        let left = step.left.as_mut().ok_or("the step left nothing")?;
-        ensure(!left.dropped, "it was dropped before")?;
-        left.dropped = true;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use longshore_protocol::{RunId, WorkerId};
 use super::decide::{Core, Step};
 use super::entry::{End, Entry, RetryCause};
 use super::input::Millis;
+use super::lineage::is_broken_lineage;
 use super::state::{Key, Stage};
 
 impl Core {
@@ -56,10 +57,13 @@ impl Core {
         let step = self.state.step(id, index);
         let attempt = step.attempts.last().expect("a step that is over had an attempt");
         let charged = step.charged;
-        let retries = self.state.runs[&id].planned(index).retry;
+        // P20: a remaking is the fleet's own doing; the user's rule never sees it.
+        let retries = if step.remake_of.is_some() { 0 } else { self.state.runs[&id].planned(index).retry };
         let outcome = attempt.outcome();
         let (cause, again) = match &outcome {
             None => (RetryCause::Gone, true),
+            Some(_) if attempt.missed_its_base() => (RetryCause::Lineage, true),
+            Some(outcome) if is_broken_lineage(outcome) => (RetryCause::Infra, false),
             Some(outcome) if outcome.is_infra() => {
                 let poison = charged.lost >= self.config.lost_max;
                 (RetryCause::Infra, charged.infra < self.config.infra_retries && !poison)
@@ -68,11 +72,13 @@ impl Core {
         };
         match (again, cancelled, outcome) {
             (true, None, _) => {
+                let step = self.state.step(id, index);
                 let tried = match cause {
                     RetryCause::Infra => charged.infra + 1,
                     // Not at once: a queue that does not exist would return the next job as fast.
                     RetryCause::Gone => charged.gone + 1,
-                    RetryCause::User => 0,
+                    // A remake, or what was made again meanwhile: there is nothing to wait for.
+                    RetryCause::User | RetryCause::Lineage => 0,
                 };
                 let wait = if tried == 0 { 0 } else { self.config.backoff(step.execution, step.last(), tried) };
                 let execution = step.execution;
@@ -94,16 +100,16 @@ impl Core {
         let execution = self.state.step(id, index).execution;
         let passed = outcome.is_passed();
         let failed = outcome.is_users_failure() || outcome.is_infra();
-        self.commit(Entry::Settled { run: id, execution, outcome }, now, out);
-        if !passed {
-            self.skip_dependents(id, index, now, out);
-        }
-        if failed {
-            self.fail_fast(id, index, now, out);
-        }
-        self.drop_snapshot(id, index, now, out);
-        if let Some(parent) = self.state.runs[&id].graph.parent[index] {
-            self.drop_snapshot(id, parent, now, out);
+        let remake_of = self.state.step(id, index).remake_of;
+        self.commit_settled(id, index, Entry::Settled { run: id, execution, outcome }, now, out);
+        // P20: a remaking is no step of the run's; what waits for it is looked at by itself.
+        if remake_of.is_none() {
+            if !passed {
+                self.skip_dependents(id, index, now, out);
+            }
+            if failed {
+                self.fail_fast(id, index, now, out);
+            }
         }
         self.settle_run(id, now, out);
     }
@@ -122,10 +128,7 @@ impl Core {
             ahead.extend(&run.graph.dependents[next]);
             let execution = run.steps[next].execution;
             let outcome = Outcome::Skipped { because: because.clone() };
-            self.commit(Entry::Settled { run: id, execution, outcome }, now, out);
-            if let Some(parent) = self.state.runs[&id].graph.parent[next] {
-                self.drop_snapshot(id, parent, now, out);
-            }
+            self.commit_settled(id, next, Entry::Settled { run: id, execution, outcome }, now, out);
         }
     }
 
@@ -146,27 +149,9 @@ impl Core {
     /// Writes a run's verdict once every step is settled.
     pub(super) fn settle_run(&mut self, id: RunId, now: Millis, out: &mut Step) {
         let run = &self.state.runs[&id];
-        if run.outcome.is_none() && run.tally.settled as usize == run.steps.len() {
+        if run.outcome.is_none() && run.all_settled() {
             let outcome = run.verdict();
             self.commit(Entry::RunSettled { run: id, outcome }, now, out);
         }
-    }
-
-    /// Removes what a step left once no child can need it, unless it is cached or kept for people.
-    fn drop_snapshot(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
-        let run = &self.state.runs[&id];
-        let step = &run.steps[index];
-        let Some(left) = step.left.as_ref().filter(|left| !left.dropped) else { return };
-        if step.stage != Stage::Settled || step.children > 0 || !run.leaves_ephemeral(index) {
-            return;
-        }
-        // Any worker beside the Engine will do; if none is there, its owner finds the message when it is back.
-        let workers = self.state.workers.iter();
-        let mut beside = workers.filter(|(_, worker)| worker.alive && worker.hello.engine == left.engine);
-        let worker = beside.next().map_or(&left.worker, |(id, _)| id).clone();
-        let snapshot = left.snapshot.clone();
-        let execution = step.execution;
-        self.commit(Entry::SnapshotDropped { run: id, execution, snapshot: snapshot.clone() }, now, out);
-        self.tell_worker(&worker, Control::RemoveSnapshot { snapshot }, out);
     }
 }

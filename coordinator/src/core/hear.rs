@@ -249,15 +249,15 @@ impl Core {
     /// Writes a result, unless it says what its sender cannot know.
     fn end_finished(&mut self, key: Key, finished: &Finished, now: Millis, out: &mut Step) {
         let run = &self.state.runs[&key.run];
+        let wanted = run.steps[run.original(key.step)].children > 0;
         let infra = match &finished.outcome {
             Outcome::Cancelled { .. } if run.cancelled_by(key.step).is_none() => {
                 Some(Outcome::infra(InfraStage::Exec, "its worker cancelled it, though nobody had asked for that"))
             }
             Outcome::Skipped { .. } => Some(Outcome::infra(InfraStage::Exec, "its worker skipped it")),
-            Outcome::Passed if finished.snapshot.is_none() && run.steps[key.step].children > 0 => Some(Outcome::infra(
-                InfraStage::Snapshot,
-                "it passed, but its worker kept no snapshot for the next step",
-            )),
+            Outcome::Passed if finished.snapshot.is_none() && !finished.parked && wanted => {
+                Some(Outcome::infra(InfraStage::Snapshot, "it passed, but its worker kept nothing for the next step"))
+            }
             _ => None,
         };
         let end = End::Finished {
@@ -265,7 +265,9 @@ impl Core {
             cached: finished.cached,
             output: finished.output,
             snapshot: finished.snapshot.clone(),
+            parked: finished.parked,
             phases: finished.phases,
+            usage: finished.usage,
         };
         self.end(key, end, now, out);
         self.close_if_complete(key, now, out);

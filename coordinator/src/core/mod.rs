@@ -8,7 +8,8 @@
 //! * `state`, the fold of the journal: [`State::apply`] (in `fold`) changes it by one entry and rejects an entry
 //!   that cannot follow: replay and live run the same function;
 //! * `follow`: looks at what changed and adds what follows from it (settle, retry, skip; `dispatch`), as entries
-//!   again, until nothing follows. So every decision is in the journal, and replay decides nothing.
+//!   again, until nothing follows. So every decision is in the journal, and replay decides nothing. `lineage` says
+//!   what becomes of what a step left: who goes on with it, when it is let go of, when it is made again (P19, P20).
 //!
 //! What is not journalled lives in `fleet`: silence counted in ticks (P8), free slots, reported snapshots; with
 //! `watch` for jobs that nobody has claimed, and `spool` for stored output. Everything concluded from it is an
@@ -28,6 +29,8 @@ mod follow;
 mod graph;
 mod hear;
 pub mod input;
+mod left;
+mod lineage;
 mod output;
 mod show;
 mod spool;

@@ -5,20 +5,20 @@ use longshore_protocol::RunId;
 use super::decide::Core;
 use super::entry::End;
 use super::state::{Run, Stage, Step, Try};
-use super::view::{AttemptView, RunSummary, RunView, StepPhase, StepView, WorkerView};
+use super::view::{AttemptView, RemakeView, RunSummary, RunView, StepPhase, StepView, WorkerView};
 
 impl Core {
     /// A run with its steps; `None` if it is unknown or was forgotten.
     pub fn run_view(&self, run: RunId) -> Option<RunView> {
         let state = self.state.runs.get(&run)?;
-        let steps = (0..state.steps.len()).map(|index| step_view(state, index)).collect();
+        let steps = (0..state.pipeline.steps.len()).map(|index| step_view(state, index)).collect();
         Some(RunView { summary: summary(run, state), steps })
     }
 
     /// One step of a run, by its index in the pipeline.
     pub fn step_view(&self, run: RunId, index: usize) -> Option<StepView> {
         let run = self.state.runs.get(&run)?;
-        (index < run.steps.len()).then(|| step_view(run, index))
+        (index < run.pipeline.steps.len()).then(|| step_view(run, index))
     }
 
     /// A run without its steps.
@@ -42,6 +42,7 @@ impl Core {
                 alive: worker.alive,
                 silent_ticks: u32::try_from(self.fleet.silence(id)).unwrap_or(u32::MAX),
                 snapshots: seen.map_or(0, |seen| seen.snapshots),
+                parked: seen.map_or(0, |seen| seen.parked),
                 disk_free_bytes: seen.and_then(|seen| seen.disk_free_bytes),
             }
         });
@@ -58,7 +59,7 @@ fn summary(id: RunId, run: &Run) -> RunSummary {
         settled_at_ms: run.settled_at,
         outcome: run.outcome,
         cancelling: run.cancelled && run.outcome.is_none(),
-        steps: u32::try_from(run.steps.len()).unwrap_or(u32::MAX),
+        steps: u32::try_from(run.pipeline.steps.len()).unwrap_or(u32::MAX),
         steps_settled: run.tally.settled,
     }
 }
@@ -72,8 +73,25 @@ fn step_view(run: &Run, index: usize) -> StepView {
         phase: phase(step),
         outcome: step.outcome.clone(),
         cached: matches!(passed, Some(End::Finished { cached: true, .. })),
-        attempts: (1..).zip(&step.attempts).map(|(number, attempt)| attempt_view(number, attempt)).collect(),
+        attempts: attempt_views(step),
+        remakes: step.remakes.iter().map(|remake| remake_view(run, *remake)).collect(),
     }
+}
+
+fn remake_view(run: &Run, index: usize) -> RemakeView {
+    let step = &run.steps[index];
+    RemakeView {
+        name: run.log_name(index),
+        execution: step.execution,
+        because: step.lost.clone(),
+        phase: phase(step),
+        outcome: step.outcome.clone(),
+        attempts: attempt_views(step),
+    }
+}
+
+fn attempt_views(step: &Step) -> Vec<AttemptView> {
+    (1..).zip(&step.attempts).map(|(number, attempt)| attempt_view(number, attempt)).collect()
 }
 
 fn phase(step: &Step) -> StepPhase {
@@ -87,9 +105,11 @@ fn phase(step: &Step) -> StepPhase {
 }
 
 fn attempt_view(number: u32, attempt: &Try) -> AttemptView {
-    let (snapshot, output, phases) = match &attempt.end {
-        Some(End::Finished { snapshot, output, phases, .. }) => (snapshot.clone(), Some(*output), Some(*phases)),
-        _ => (None, None, None),
+    let (snapshot, output, phases, usage) = match &attempt.end {
+        Some(End::Finished { snapshot, output, phases, usage, .. }) => {
+            (snapshot.clone(), Some(*output), Some(*phases), *usage)
+        }
+        _ => (None, None, None, None),
     };
     AttemptView {
         attempt: longshore_protocol::Attempt(number),
@@ -102,7 +122,9 @@ fn attempt_view(number: u32, attempt: &Try) -> AttemptView {
         outcome: attempt.outcome(),
         snapshot,
         output,
+        parked: matches!(attempt.end, Some(End::Finished { parked: true, .. })),
         phases,
+        usage,
         // Where nobody claimed it, there is no log that could grow.
         log_closed: attempt.log.is_some() || (attempt.end.is_some() && attempt.owner.is_none()),
     }

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use longshore_protocol::event::{Claim, Hello};
 use longshore_protocol::outcome::CancelledBy;
-use longshore_protocol::{Attempt, EngineId, ExecutionId, Incarnation, Outcome, RunId, SnapshotId, WorkerId};
+use longshore_protocol::{Attempt, ExecutionId, Incarnation, Outcome, RunId, StepName, WorkerId};
 
 use super::effect::JobQueue;
-use super::entry::{End, LogGap};
+use super::entry::{End, LogGap, Origin};
 use super::graph::Graph;
 use super::input::Millis;
+use super::left::Left;
 use super::view::RunOutcome;
-use crate::pipeline::{Pipeline, PlannedStep, SnapshotRule};
+use crate::pipeline::{Pipeline, PlannedStep};
 
 /// Every run that was not forgotten, and every worker ever heard of.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,10 +41,14 @@ pub(super) struct Run {
     pub(super) cancelled: bool,
     /// The first step whose failure ended the others.
     pub(super) failed_first: Option<String>,
-    /// INVARIANT: one per step of the pipeline, in its order.
+    /// INVARIANT: one per step of the pipeline, in its order; behind them the hidden ones that make again what a
+    /// step left (P20), in the order in which they were begun.
     pub(super) steps: Vec<Step>,
     pub(super) indices: BTreeMap<ExecutionId, usize>,
+    /// Of the pipeline's steps.
     pub(super) tally: Tally,
+    /// Hidden steps that are not settled.
+    pub(super) remaking: u32,
     /// Attempts that have an owner and whose log is open (P14).
     pub(super) logs_open: u32,
 }
@@ -65,12 +70,25 @@ pub(super) struct Step {
     pub(super) waits: u32,
     /// Steps that go on with its files and are not settled yet.
     pub(super) children: u32,
+    /// Steps for whose sake its files stay: its children that are not settled, and those whose own files are wanted
+    /// and stand nowhere but in a container, which a fault may take (P20).
+    pub(super) holds: u32,
+    /// Whether it is one of its parent's `holds`.
+    pub(super) holding: bool,
     /// INVARIANT: the n-th is attempt n.
     pub(super) attempts: Vec<Try>,
     pub(super) outcome: Option<Outcome>,
     pub(super) charged: Charged,
-    /// What it left when it passed.
+    /// What it left when it passed; or what was made again since.
     pub(super) left: Option<Left>,
+    /// Of a hidden step: the step whose files it makes again.
+    pub(super) remake_of: Option<usize>,
+    /// The hidden steps that made its files again, in order. INVARIANT: only the last may be unsettled.
+    pub(super) remakes: Vec<usize>,
+    /// Making it again failed: nobody tries that any more.
+    pub(super) broken: bool,
+    /// Why what it left is lost; of a hidden step, why that which it makes again was. For people.
+    pub(super) lost: Option<String>,
 }
 
 /// Where a step is between two decisions.
@@ -102,6 +120,8 @@ pub(super) struct Charged {
 pub(super) struct Try {
     /// `None` for one that found no worker to be sent to.
     pub(super) queue: Option<JobQueue>,
+    /// `None` likewise.
+    pub(super) base: Option<Origin>,
     pub(super) dispatched_at: Millis,
     /// INVARIANT: never changes once it is set (P5).
     pub(super) owner: Option<WorkerId>,
@@ -112,15 +132,6 @@ pub(super) struct Try {
     pub(super) end: Option<End>,
     pub(super) ended_at: Option<Millis>,
     pub(super) log: Option<LogGap>,
-}
-
-/// The files of a step that passed.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Left {
-    pub(super) snapshot: SnapshotId,
-    pub(super) engine: EngineId,
-    pub(super) worker: WorkerId,
-    pub(super) dropped: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -189,17 +200,55 @@ impl State {
 }
 
 impl Run {
-    /// Who wants the end of a step. A step that keeps going only listens to the user.
+    /// Who wants the end of a step. A step that keeps going only listens to the user; one that makes again what
+    /// another left goes on while somebody waits for that.
     pub(super) fn cancelled_by(&self, step: usize) -> Option<CancelledBy> {
         if self.cancelled {
             return Some(CancelledBy::User);
+        }
+        if let Some(of) = self.steps[step].remake_of {
+            return (self.steps[of].children == 0).then(|| self.left_by(of));
         }
         let failed = self.failed_first.as_ref()?;
         (!self.pipeline.steps[step].keep_going).then(|| CancelledBy::Sibling(failed.clone()))
     }
 
+    /// Why nobody waits for what a step left any more: the failure that ended its children.
+    fn left_by(&self, step: usize) -> CancelledBy {
+        let mut children = self.children_of(step).filter_map(|child| self.steps[child].outcome.as_ref());
+        let because = children.find_map(|outcome| match outcome {
+            Outcome::Skipped { because } => Some(because.clone()),
+            _ => None,
+        });
+        because.or_else(|| self.failed_first.clone()).map_or(CancelledBy::User, CancelledBy::Sibling)
+    }
+
+    /// The step of the pipeline that a hidden one stands for; any other stands for itself.
+    pub(super) fn original(&self, step: usize) -> usize {
+        self.steps[step].remake_of.unwrap_or(step)
+    }
+
+    /// As the pipeline has it; of a hidden step, what it makes again.
     pub(super) fn planned(&self, step: usize) -> &PlannedStep {
-        &self.pipeline.steps[step]
+        &self.pipeline.steps[self.original(step)]
+    }
+
+    /// The step whose files it goes on with.
+    pub(super) fn parent(&self, step: usize) -> Option<usize> {
+        self.graph.parent[self.original(step)]
+    }
+
+    /// As people see it: `build`, or `build~2` for the second remaking of what `build` left. `~` is in no step's name.
+    pub(super) fn log_name(&self, step: usize) -> StepName {
+        let name = &self.planned(step).name;
+        let Some(of) = self.steps[step].remake_of else { return name.clone() };
+        let n = self.steps[of].remakes.iter().take_while(|remake| **remake != step).count() + 1;
+        StepName(format!("{name}~{n}"))
+    }
+
+    /// Whether the run is over but for its verdict: nothing of it will be carried out any more.
+    pub(super) fn all_settled(&self) -> bool {
+        self.tally.settled as usize == self.pipeline.steps.len() && self.remaking == 0
     }
 
     /// The verdict, once every step is settled. Skipped steps only ever follow another that did not pass.
@@ -210,12 +259,6 @@ impl Run {
             Tally { cancelled: 1.., .. } => RunOutcome::Cancelled,
             Tally { .. } => RunOutcome::Passed,
         }
-    }
-
-    /// Whether what a step left is nobody's but its children's: neither cached nor kept for people.
-    pub(super) fn leaves_ephemeral(&self, step: usize) -> bool {
-        let planned = self.planned(step);
-        planned.cache_key.is_none() && planned.snapshot == SnapshotRule::Auto
     }
 }
 
@@ -228,12 +271,32 @@ impl Step {
     pub(super) fn last(&self) -> Attempt {
         Attempt(u32::try_from(self.attempts.len()).expect("attempts are counted in 32 bits"))
     }
+
+    pub(super) fn new(execution: ExecutionId, waits: u32, children: u32, remake_of: Option<usize>) -> Self {
+        Self {
+            execution,
+            stage: Stage::Waiting { not_before: 0 },
+            waits,
+            children,
+            holds: children,
+            holding: true,
+            attempts: Vec::new(),
+            outcome: None,
+            charged: Charged::default(),
+            left: None,
+            remake_of,
+            remakes: Vec::new(),
+            broken: false,
+            lost: None,
+        }
+    }
 }
 
 impl Try {
-    pub(super) fn new(queue: Option<JobQueue>, dispatched_at: Millis) -> Self {
+    pub(super) fn new(queue: Option<JobQueue>, base: Option<Origin>, dispatched_at: Millis) -> Self {
         Self {
             queue,
+            base,
             dispatched_at,
             owner: None,
             accepted_at: None,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use longshore_protocol::event::Phases;
+use longshore_protocol::event::{Phases, Usage};
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{Attempt, EngineId, ExecutionId, Outcome, PoolName, RunId, SnapshotId, StepName, WorkerId};
 use schemars::JsonSchema;
@@ -96,6 +96,27 @@ pub struct StepView {
     pub cached: bool,
     /// Every try, the first one first.
     pub attempts: Vec<AttemptView>,
+    /// How what it left was made again, because that was lost (P20): nothing of the above changes by it.
+    #[serde(default)]
+    pub remakes: Vec<RemakeView>,
+}
+
+/// What a step left, made again (P20).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RemakeView {
+    /// By which its log is asked for: `build~1`, for the first remaking of what `build` left.
+    pub name: StepName,
+    /// Its own execution.
+    pub execution: ExecutionId,
+    /// Why what the step left was lost, in words. `None` where it had been dropped, because nobody needed it until
+    /// something behind it was lost.
+    pub because: Option<String>,
+    /// What it is doing.
+    pub phase: StepPhase,
+    /// For good, once it is settled.
+    pub outcome: Option<Outcome>,
+    /// Every try, the first one first.
+    pub attempts: Vec<AttemptView>,
 }
 
 /// What a step is doing.
@@ -133,12 +154,18 @@ pub struct AttemptView {
     pub ended_at_ms: Option<Millis>,
     /// How it ended. `None` also for one whose job reached nobody, or that was called off.
     pub outcome: Option<Outcome>,
-    /// What it left.
+    /// What it left committed.
     pub snapshot: Option<SnapshotId>,
+    /// Whether its container was parked, so that a child could go on in it.
+    #[serde(default)]
+    pub parked: bool,
     /// Final offsets, once known.
     pub output: Option<Offsets>,
     /// Where the time went.
     pub phases: Option<Phases>,
+    /// What its command used, where a supervisor could tell.
+    #[serde(default)]
+    pub usage: Option<Usage>,
     /// Whether its log will not grow any more.
     pub log_closed: bool,
 }
@@ -166,6 +193,9 @@ pub struct WorkerView {
     pub silent_ticks: u32,
     /// How many committed snapshots it reported.
     pub snapshots: u32,
+    /// How many containers it reported as parked.
+    #[serde(default)]
+    pub parked: u32,
     /// Free bytes on its Engine's disk, if it can see that.
     pub disk_free_bytes: Option<u64>,
 }

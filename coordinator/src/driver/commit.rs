@@ -20,6 +20,7 @@ impl<B: Broker> Writer<B> {
     pub(super) async fn commit(&mut self, mut work: Work, inputs: usize) -> Result<(), StoreError> {
         self.logs.write(&mut self.counters.change, &mut work.batch);
         self.write_views(&mut work);
+        work.batch.outbox_done = std::mem::take(&mut self.confirmed);
         let begun = Instant::now();
         self.shared.store.commit(self.epoch, &work.batch).await?;
         self.committed_at = Instant::now();
@@ -52,9 +53,11 @@ impl<B: Broker> Writer<B> {
     }
 
     /// The batch is on disk: only now is anything of it seen outside.
-    async fn committed(&mut self, work: Work) {
-        if let Some(row) = work.batch.outbox.last() {
-            self.hands.newest.send_replace(row.id);
+    pub(super) async fn committed(&mut self, mut work: Work) {
+        let rows = std::mem::take(&mut work.batch.outbox);
+        let newest = self.hands.newest.borrow().next(rows);
+        if let Some(newest) = newest {
+            self.hands.newest.send_replace(newest);
         }
         for (reply, taken) in work.submits {
             // A client that went away is not told.

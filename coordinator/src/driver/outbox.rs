@@ -4,6 +4,7 @@
 //! memory however long the broker is away. The one writer deletes them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_protocol::broker::{Broker, Outgoing, PublishError};
@@ -27,14 +28,38 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// As the workers' reconnecting (P8).
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
 
+/// The newest rows of the outbox. They are handed over in memory, because between a step's end and the next one's
+/// job nobody should wait for them to be read back; whoever has missed some reads the store.
+#[derive(Clone, Debug)]
+pub(super) struct Newest {
+    /// The row before the first of them.
+    pub(super) after: i64,
+    /// The last one, though `rows` be empty because they are too many.
+    pub(super) last: i64,
+    pub(super) rows: Arc<[OutboxRow]>,
+}
+
+impl Newest {
+    /// Of a reign that begins: what is there stands in the store.
+    pub(super) fn recovered(last: i64) -> Self {
+        Self { after: last, last, rows: Arc::new([]) }
+    }
+
+    /// What a transaction has put behind the row before.
+    pub(super) fn next(&self, rows: Vec<OutboxRow>) -> Option<Self> {
+        let last = rows.last()?.id;
+        let rows: Arc<[OutboxRow]> = if rows.len() <= BATCH as usize { rows.into() } else { Arc::new([]) };
+        Some(Self { after: self.last, last, rows })
+    }
+}
+
 /// The publisher of one reign.
 pub(super) struct Publisher<B: Broker> {
     pub(super) broker: B,
     pub(super) topology: Topology,
     pub(super) shard: Shard,
     pub(super) store: Store,
-    /// The newest row's id.
-    pub(super) newest: watch::Receiver<i64>,
+    pub(super) newest: watch::Receiver<Newest>,
     pub(super) done: mpsc::Sender<Internal>,
     pub(super) declared: BTreeSet<PoolName>,
 }
@@ -54,8 +79,8 @@ impl<B: Broker> Publisher<B> {
         let mut wait = BACKOFF;
         loop {
             // Marked as seen before the look: a row that comes in between wakes us again.
-            self.newest.borrow_and_update();
-            match self.publish_after(last).await {
+            let newest = self.newest.borrow_and_update().clone();
+            match self.publish_after(last, newest).await {
                 Ok(Some(published)) => {
                     last = published;
                     wait = BACKOFF;
@@ -75,8 +100,14 @@ impl<B: Broker> Publisher<B> {
     }
 
     /// The last row's id that was carried out; `None` if there is nothing to do.
-    async fn publish_after(&mut self, last: i64) -> Result<Option<i64>, OutboxError> {
-        let rows = self.store.outbox_after(last, BATCH).await?;
+    async fn publish_after(&mut self, last: i64, newest: Newest) -> Result<Option<i64>, OutboxError> {
+        let rows = if newest.last == last {
+            return Ok(None);
+        } else if newest.after == last && !newest.rows.is_empty() {
+            newest.rows.to_vec()
+        } else {
+            self.store.outbox_after(last, BATCH).await?
+        };
         let Some(published) = rows.last().map(|row| row.id) else { return Ok(None) };
         self.declare_pools(&rows).await?;
         match self.broker.publish(rows.iter().map(message).collect()).await {

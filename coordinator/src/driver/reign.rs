@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::inputs::{Arrival, Command, INTERNALS, Intake, Internal, consume};
-use super::outbox::Publisher;
+use super::outbox::{Newest, Publisher};
 use super::writer::{Hands, Writer};
 use super::{Shared, clock, gone};
 use crate::core::Core;
@@ -127,6 +127,7 @@ async fn recover<B: Broker>(
         early: BTreeSet::new(),
         ticks: 0,
         phases,
+        confirmed: Vec::new(),
         committed_at: Instant::now(),
         now,
     };
@@ -142,7 +143,7 @@ fn start_tasks<B: Broker>(
     stop: &CancellationToken,
 ) -> (Hands, Intake, mpsc::Receiver<Internal>) {
     let (internals, internals_in) = mpsc::channel(INTERNALS);
-    let (newest, newest_in) = watch::channel(newest);
+    let (newest, newest_in) = watch::channel(Newest::recovered(newest));
     let (tick_back, tick_back_in) = watch::channel(0);
     // One order of looks at a time, and one set of consumers ever.
     let (looks, looks_in) = mpsc::channel(1);
@@ -192,7 +193,7 @@ async fn rule<B: Broker>(
         let wait = writer.core.next_wakeup().map(|at| Duration::from_millis(at.saturating_sub(wall_clock())));
         let first = tokio::select! {
             biased;
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return Ok(writer.end().await?),
             // Every second, whatever else there is: it only counts where nothing was committed meanwhile.
             _ = renew.tick() => Arrival::Renew,
             Some(command) = commands.recv() => Arrival::Command(command),

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::Shared;
 use super::gone::{Look, queue_of};
 use super::inputs::{Arrival, Command, Internal, Source, Taken};
+use super::outbox::Newest;
 use crate::core::effect::{Effect, JobQueue};
 use crate::core::entry::Entry;
 use crate::core::input::{Input, Millis};
@@ -50,6 +51,9 @@ pub(super) struct Writer<B: Broker> {
     pub(super) early: BTreeSet<(RunId, ExecutionId, Attempt)>,
     pub(super) ticks: u64,
     pub(super) phases: BTreeMap<(RunId, usize), StepPhase>,
+    /// Of the outbox, confirmed: their rows go with the next transaction. One of their own would stand in the way of
+    /// what the workers answer; and what a crash leaves is published again, which is harmless (P3).
+    pub(super) confirmed: Vec<i64>,
     pub(super) committed_at: Instant,
     /// INVARIANT: never goes back, whatever the host's clock does: the core compares its moments.
     pub(super) now: Millis,
@@ -60,8 +64,8 @@ pub(super) struct Hands {
     pub(super) tracker: TaskTracker,
     pub(super) stop: tokio_util::sync::CancellationToken,
     pub(super) internals: mpsc::Sender<Internal>,
-    /// The newest row of the outbox, for the publisher.
-    pub(super) newest: watch::Sender<i64>,
+    /// The newest rows of the outbox, for the publisher.
+    pub(super) newest: watch::Sender<Newest>,
     /// The highest tick that came back, for the clock.
     pub(super) tick_back: watch::Sender<u64>,
     /// Looks at job queues (P6).
@@ -85,6 +89,16 @@ pub(super) struct Work {
     pub(super) output: Offsets,
 }
 
+impl Work {
+    /// Whether there is nothing to put on disk. Asked once the logs' lines are in the batch.
+    fn writes_nothing(&self) -> bool {
+        let Batch { entries, runs, steps, outbox, outbox_done, logs, log_rows, log_ends, chunks } = &self.batch;
+        let rows = entries.len() + runs.len() + steps.len() + outbox.len() + outbox_done.len();
+        let log_rows = logs.len() + log_rows.len() + log_ends.len() + chunks.len();
+        rows + log_rows + self.runs.len() + self.steps.len() == 0
+    }
+}
+
 impl<B: Broker> Writer<B> {
     /// Carries out one batch. After an error nothing of it was written, and the reign is over: what is
     /// in memory is ahead of the store.
@@ -92,10 +106,23 @@ impl<B: Broker> Writer<B> {
         self.now = self.now.max(now);
         let inputs = arrivals.len();
         let mut work = Work::default();
+        let mut renew = false;
         for arrival in arrivals {
+            renew |= matches!(arrival, Arrival::Renew);
             self.take(arrival, &mut work).await?;
         }
+        self.logs.write(&mut self.counters.change, &mut work.batch);
+        if work.writes_nothing() && !renew {
+            // A heartbeat without news, a repeat, a confirm: nothing to put on disk, nobody to wait for it.
+            self.committed(work).await;
+            return Ok(());
+        }
         self.commit(work, inputs).await
+    }
+
+    /// A reign that ends by itself leaves no confirmed message behind, to be published again.
+    pub(super) async fn end(&mut self) -> Result<(), StoreError> {
+        if self.confirmed.is_empty() { Ok(()) } else { self.commit(Work::default(), 0).await }
     }
 
     /// What a new leader says first: what is stored of the open logs, then that it leads (P8).
@@ -154,12 +181,12 @@ impl<B: Broker> Writer<B> {
         match internal {
             Internal::Confirmed { id, about } => {
                 // A batch that was published again is confirmed again.
-                if self.outbox_done(id, work) {
+                if self.outbox_done(id) {
                     self.job_confirmed(&about);
                 }
             }
             Internal::Returned { id, about } => {
-                if self.outbox_done(id, work) {
+                if self.outbox_done(id) {
                     self.job_confirmed(&about);
                     let kind = if matches!(about, OutboxAbout::Control) { "control" } else { "job" };
                     metrics::counter!("longshore_returned_total", "kind" => kind).increment(1);
@@ -185,9 +212,9 @@ impl<B: Broker> Writer<B> {
         }
     }
 
-    fn outbox_done(&mut self, id: i64, work: &mut Work) -> bool {
+    fn outbox_done(&mut self, id: i64) -> bool {
         let known = self.outstanding.remove(&id);
-        work.batch.outbox_done.extend(known.then_some(id));
+        self.confirmed.extend(known.then_some(id));
         known
     }
 
@@ -203,12 +230,14 @@ impl<B: Broker> Writer<B> {
     /// because the broker may be away; it is bounded by the prefetch, each being unacknowledged.
     fn read<M: DeserializeOwned>(
         &mut self,
-        delivery: Delivery,
+        mut delivery: Delivery,
         work: &mut Work,
         then: impl FnOnce(&mut Self, M, &mut Work),
     ) {
         match wire::decode(&delivery.body) {
             Ok(message) => {
+                // Only its ack is still wanted: of output there are megabytes in a batch, in three forms.
+                delivery.body = Vec::new();
                 then(self, message, work);
                 work.acks.push(delivery);
             }
@@ -332,7 +361,9 @@ impl<B: Broker> Writer<B> {
             Effect::Dispatch { queue, job } => {
                 let claim = Claim { run: job.run, execution: job.execution, attempt: job.attempt };
                 self.logs.begin(&claim);
-                work.batch.logs.push(NewLog { claim: claim.clone(), step: job.step.clone() });
+                // A remake's log has a name of its own (P20); its command sees the step's.
+                let step = self.core.log_name(&claim).unwrap_or_else(|| job.step.clone());
+                work.batch.logs.push(NewLog { claim: claim.clone(), step });
                 let to = queue_of(topology, self.shard, &queue).address();
                 self.jobs.entry(queue.clone()).or_default().0 += 1;
                 (OutboxAbout::Job { queue, claim }, to, wire::encode(&*job))

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
 use crate::blobs::Incoming;
-use crate::store::batch::{ChunkRow, decode_lines, encode_lines};
+use crate::store::batch::{ChunkRow, decode_lines};
 use crate::store::{Store, StoreError};
 
 /// About the size of a chunk before it is compressed: it is unpacked in some milliseconds, and a
@@ -93,11 +93,12 @@ impl ChunkFiles {
         let mut first_line = order.first_line;
         let (mut before, mut after) = (order.before, order.before);
         for row in rows {
-            data.extend(encode_lines(&row));
-            lines += row.len() as u64;
-            for line in &row {
+            for line in decode_lines(&row)? {
+                lines += 1;
                 *after.of_mut(line.stream) = line.end();
             }
+            // As it was written: nothing is gained by writing it anew.
+            data.extend(row);
             if data.len() as u64 >= CHUNK_BYTES {
                 let raw_bytes = data.len() as u64;
                 let file = self.file(order.claim.run, order.claim.execution, order.claim.attempt, first_line);

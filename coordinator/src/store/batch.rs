@@ -1,7 +1,7 @@
 //! The one way to write: everything that follows from some inputs, in one transaction (P3).
 
 use longshore_protocol::event::Claim;
-use longshore_protocol::output::{Line, Offsets};
+use longshore_protocol::output::{self, Line, Offsets};
 use longshore_protocol::topology::Address;
 use longshore_protocol::{Epoch, RunId, StepName};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,10 @@ use crate::core::view::{RunSummary, StepView};
 
 /// Rows in one statement. SQLite takes 32,766 bound values in one and Postgres 65,535; the widest row has 8.
 const ROWS: usize = 500;
+
+/// Statements of so many rows are kept prepared: what one event leads to. Nine kinds of eight are fewer than the hundred
+/// that a connection keeps.
+const ROWS_PREPARED: usize = 8;
 
 /// What one transaction writes. Numbers (`seq`, `change`, `id`) are given by the one writer.
 #[derive(Debug, Default)]
@@ -130,7 +134,7 @@ pub struct LogRow {
 /// What a row of a log holds.
 #[derive(Debug)]
 pub enum RowContent {
-    /// Lines as they came, as JSON lines.
+    /// Lines as they came, as [`encode_lines`] writes them.
     Lines {
         /// How many.
         lines: u64,
@@ -169,12 +173,12 @@ pub struct ChunkRow {
     pub bytes: u64,
 }
 
-/// Lines as rows and chunks hold them: one JSON object to a line of text, so that a person can read
-/// a chunk with `zstdcat`.
+/// Lines as rows and chunks hold them: one JSON object to a line of text, so that a person can read a chunk with
+/// `zstdcat`; lines that differ only in their bytes share one.
 pub fn encode_lines(lines: &[Line]) -> Vec<u8> {
     let mut data = Vec::new();
-    for line in lines {
-        serde_json::to_writer(&mut data, line).expect("a Vec takes every write, a line has string keys");
+    for run in output::runs(lines) {
+        serde_json::to_writer(&mut data, &run).expect("a Vec takes every write, a run has string keys");
         data.push(b'\n');
     }
     data
@@ -182,13 +186,12 @@ pub fn encode_lines(lines: &[Line]) -> Vec<u8> {
 
 /// The reverse of [`encode_lines`].
 pub fn decode_lines(data: &[u8]) -> Result<Vec<Line>, StoreError> {
-    data.split(|byte| *byte == b'\n')
-        .filter(|text| !text.is_empty())
-        .map(|text| {
-            serde_json::from_slice(text)
-                .map_err(|error| StoreError::Unreadable { what: "a log line", why: error.to_string() })
-        })
-        .collect()
+    let mut lines = Vec::new();
+    for text in data.split(|byte| *byte == b'\n').filter(|text| !text.is_empty()) {
+        output::read_run(text, &mut lines)
+            .map_err(|error| StoreError::Unreadable { what: "a log line", why: error.to_string() })?;
+    }
+    Ok(lines)
 }
 
 impl Store {
@@ -213,7 +216,9 @@ impl Batch {
         self.write(&mut transaction).await?;
         // A run of ten thousand steps takes a while to write: whoever stands by and waited for the lock
         // must not find an epoch that looks lapsed.
-        super::epoch::touch(&mut transaction, epoch).await?;
+        if self.entries.len() + self.steps.len() + self.log_rows.len() > ROWS {
+            super::epoch::touch(&mut transaction, epoch).await?;
+        }
         transaction.commit().await?;
         Ok(())
     }
@@ -272,7 +277,7 @@ impl Batch {
                 list.push_bind(*id);
             }
             list.push_unseparated(")");
-            query.build().persistent(ids.len() == 1).execute(&mut *to).await?;
+            query.build().persistent(ids.len() <= ROWS_PREPARED).execute(&mut *to).await?;
         }
         self.write_logs(to).await
     }
@@ -340,8 +345,8 @@ async fn insert<T>(
         let mut query = QueryBuilder::<Sqlite>::new(head);
         query.push_values(rows, &mut values);
         query.push(tail);
-        // Only the statement of one row is always the same text, and worth keeping prepared.
-        query.build().persistent(rows.len() == 1).execute(&mut *to).await?;
+        // The statement of a few rows comes again, and is worth keeping prepared.
+        query.build().persistent(rows.len() <= ROWS_PREPARED).execute(&mut *to).await?;
     }
     Ok(())
 }

@@ -77,9 +77,9 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT);
-        let writer = SqlitePoolOptions::new().max_connections(WRITERS).connect_with(options.clone()).await?;
+        let writer = pool(WRITERS).connect_with(options.clone()).await?;
         migrate(&writer).await?;
-        let readers = SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(options.read_only(true));
+        let readers = pool(READERS).connect_lazy_with(options.read_only(true));
         Ok(Self { writer, readers })
     }
 
@@ -89,7 +89,7 @@ impl Store {
             return Err(StoreError::Missing(file.to_owned()));
         }
         let options = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(BUSY_TIMEOUT);
-        let readers = SqlitePoolOptions::new().max_connections(READERS).connect_lazy_with(options);
+        let readers = pool(READERS).connect_lazy_with(options);
         Ok(Self { writer: readers.clone(), readers })
     }
 
@@ -103,6 +103,12 @@ impl Store {
         self.readers.close().await;
         self.writer.close().await;
     }
+}
+
+/// A file in this process is not lost between two questions: asking it first whether it is there would cost a round
+/// trip to its thread each time.
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new().max_connections(connections).test_before_acquire(false)
 }
 
 /// SQLite has no lock for migrations: of two processes that open a new file at once, one finds the

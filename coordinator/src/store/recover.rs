@@ -7,7 +7,7 @@ use longshore_protocol::{Attempt, RunId};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
-use super::batch::OutboxRow;
+use super::batch::{OutboxRow, decode_lines};
 use super::{Store, StoreError, count, from_json, from_text, sql};
 use crate::core::entry::Entry;
 use crate::core::input::Millis;
@@ -133,21 +133,19 @@ impl Store {
         let open_from = chunk.map_or(1, |(first, lines)| count(first + lines));
         let rows = self.open_rows(&claim, open_from, u64::MAX).await?;
         let mut open_before = stored;
-        for line in rows.iter().flatten() {
-            let start = open_before.of_mut(line.stream);
-            *start = (*start).min(line.offset);
+        for data in &rows {
+            for line in decode_lines(data)? {
+                let start = open_before.of_mut(line.stream);
+                *start = (*start).min(line.offset);
+            }
         }
-        let open_bytes = rows.iter().map(|lines| super::batch::encode_lines(lines).len() as u64).sum();
+        let open_bytes = rows.iter().map(|data| data.len() as u64).sum();
         Ok(OpenLog { claim, stored, lines, open_from, open_before, open_bytes })
     }
 
-    /// The lines in no chunk from one on and before another, row by row.
-    pub async fn open_rows(
-        &self,
-        claim: &Claim,
-        from: u64,
-        before: u64,
-    ) -> Result<Vec<Vec<longshore_protocol::output::Line>>, StoreError> {
+    /// The lines in no chunk from one on and before another, row by row, as [`encode_lines`](super::batch::encode_lines)
+    /// wrote them.
+    pub async fn open_rows(&self, claim: &Claim, from: u64, before: u64) -> Result<Vec<Vec<u8>>, StoreError> {
         let rows: Vec<(Vec<u8>,)> = sqlx::query_as(
             "SELECT data FROM log_rows WHERE execution = $1 AND attempt = $2 AND first_line >= $3 \
              AND first_line < $4 AND data IS NOT NULL ORDER BY first_line",
@@ -158,7 +156,7 @@ impl Store {
         .bind(sql(before))
         .fetch_all(&self.readers)
         .await?;
-        rows.iter().map(|(data,)| super::batch::decode_lines(data)).collect()
+        Ok(rows.into_iter().map(|(data,)| data).collect())
     }
 }
 

@@ -9,9 +9,10 @@ use longshore_coordinator::core::input::{Input, Millis};
 use longshore_coordinator::core::{Core, CoreConfig, Step};
 use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, SnapshotRule};
 use longshore_protocol::control::Control;
-use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Phases};
+use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Phases, Started};
 use longshore_protocol::heartbeat::Heartbeat;
-use longshore_protocol::job::{Command, Job, Network, Resources, StepSpec};
+use longshore_protocol::job::{Base, Command, Job, Network, Resources, StepSpec};
+use longshore_protocol::outcome::{InfraStage, SNAPSHOT_LOST};
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{
     Attempt, EngineId, Epoch, ExecutionId, Incarnation, Outcome, PoolName, RunId, SnapshotId, WorkerId,
@@ -32,6 +33,7 @@ struct Host {
     incarnation: Incarnation,
     number: u64,
     pub(crate) snapshots: Vec<SnapshotId>,
+    parked: Vec<Claim>,
 }
 
 impl Bench {
@@ -87,8 +89,26 @@ impl Bench {
         records: Vec<AttemptRecord>,
     ) -> Step {
         let incarnation = Incarnation { start, nonce: start * 100 };
-        self.hosts.insert(worker, Host { engine, slots, incarnation, number: 0, snapshots: Vec::new() });
+        let host = Host { engine, slots, incarnation, number: 0, snapshots: Vec::new(), parked: Vec::new() };
+        self.hosts.insert(worker, host);
         self.event(worker, Event::Hello(hello(engine, slots, records)))
+    }
+
+    /// Of another pool.
+    pub(crate) fn join_pool(&mut self, worker: &'static str, engine: &'static str, pool: &str) -> Step {
+        let incarnation = Incarnation { start: 1, nonce: 100 };
+        let host = Host { engine, slots: 1, incarnation, number: 0, snapshots: Vec::new(), parked: Vec::new() };
+        self.hosts.insert(worker, host);
+        self.event(worker, Event::Hello(Hello { pool: pool.parse().unwrap(), ..hello(engine, 1, Vec::new()) }))
+    }
+
+    /// A worker that the journal told of.
+    pub(crate) fn knows(&mut self, worker: &'static str, engine: &'static str, slots: u32, number: u64) {
+        let known = self.core.workers().iter().any(|known| known.worker == id(worker));
+        assert!(known, "{worker} never joined");
+        let incarnation = Incarnation { start: 1, nonce: 100 };
+        let host = Host { engine, slots, incarnation, number, snapshots: Vec::new(), parked: Vec::new() };
+        self.hosts.insert(worker, host);
     }
 
     pub(crate) fn event(&mut self, worker: &'static str, event: Event) -> Step {
@@ -112,6 +132,11 @@ impl Bench {
         self.hosts.get_mut(worker).unwrap().snapshots.push(snapshot);
     }
 
+    /// What it reports as parked from now on.
+    pub(crate) fn has_parked(&mut self, worker: &'static str, parked: Vec<Claim>) {
+        self.hosts.get_mut(worker).unwrap().parked = parked;
+    }
+
     pub(crate) fn heartbeat(&self, worker: &'static str, attempts: Vec<AttemptRecord>) -> Heartbeat {
         let host = &self.hosts[worker];
         Heartbeat {
@@ -123,6 +148,7 @@ impl Bench {
             slots_free: host.slots.saturating_sub(u32::try_from(attempts.len()).unwrap()),
             attempts,
             snapshots: host.snapshots.clone(),
+            parked: host.parked.clone(),
             last_event: host.number,
             disk_free_bytes: None,
         }
@@ -173,6 +199,67 @@ impl Bench {
     }
 }
 
+/// What became of steps whose containers are parked.
+impl Bench {
+    /// Its process runs, in this container.
+    pub(crate) fn started_in(&mut self, worker: &'static str, claim: &Claim, container: &str) -> Step {
+        let (claim, container) = (claim.clone(), container.to_owned());
+        self.event(worker, Event::Started(Started { claim, prepare_ms: 1, queue_to_start_ms: 1, container }))
+    }
+
+    /// Claimed, started in this container and passed; the container is parked, and nothing committed.
+    pub(crate) fn park(&mut self, worker: &'static str, claim: &Claim, container: &str) -> Step {
+        self.park_with(worker, claim, container, None)
+    }
+
+    /// As [`Self::park`], and committed as well.
+    pub(crate) fn park_with(
+        &mut self,
+        worker: &'static str,
+        claim: &Claim,
+        container: &str,
+        snapshot: Option<SnapshotId>,
+    ) -> Step {
+        self.accept(worker, claim);
+        self.started_in(worker, claim, container);
+        let finished = Finished { parked: true, snapshot, ..finished(claim, Outcome::Passed) };
+        self.event(worker, Event::Finished(finished))
+    }
+
+    /// Claimed, and what it was to start from is not there.
+    pub(crate) fn not_found(&mut self, worker: &'static str, claim: &Claim) -> Step {
+        self.carry_out(worker, claim, Outcome::infra(InfraStage::Prepare, SNAPSHOT_LOST))
+    }
+}
+
+pub(crate) fn to(worker: &str) -> JobQueue {
+    JobQueue::Worker(id(worker))
+}
+
+pub(crate) fn to_pool() -> JobQueue {
+    JobQueue::Pool(PoolName::default())
+}
+
+/// An attempt of the n-th remaking of what a step left.
+pub(crate) fn remake(run: RunId, step: &str, n: u32, attempt: u32) -> Claim {
+    let execution = ExecutionId::of_remake(ExecutionId::of_step(run, &step.into()), n);
+    Claim { run, execution, attempt: Attempt(attempt) }
+}
+
+/// A job that starts from what this attempt left.
+pub(crate) fn parent(claim: &Claim, snapshot: Option<SnapshotId>) -> Base {
+    Base::Parent { execution: claim.execution, attempt: claim.attempt, snapshot }
+}
+
+pub(crate) fn claim_of(job: &Job) -> Claim {
+    Claim { run: job.run, execution: job.execution, attempt: job.attempt }
+}
+
+/// The attempts that a step of the core's dispatched.
+pub(crate) fn dispatched(step: &Step) -> Vec<Claim> {
+    step.jobs().iter().map(|(_, job)| claim_of(job)).collect()
+}
+
 pub(crate) fn id(worker: &str) -> WorkerId {
     worker.parse().unwrap()
 }
@@ -188,7 +275,8 @@ pub(crate) fn claim(run: RunId, step: &str, attempt: u32) -> Claim {
 
 pub(crate) fn finished(claim: &Claim, outcome: Outcome) -> Finished {
     let (output, phases) = (Offsets::default(), Phases::default());
-    Finished { claim: claim.clone(), outcome, cached: false, output, snapshot: None, phases }
+    let claim = claim.clone();
+    Finished { claim, outcome, cached: false, output, snapshot: None, parked: false, phases, usage: None }
 }
 
 pub(crate) fn snapshot(claim: &Claim) -> SnapshotId {
@@ -246,6 +334,13 @@ pub(crate) trait Told {
     fn told(&self) -> Vec<(String, Control)>;
     fn words(&self) -> Vec<&'static str>;
     fn settled(&self) -> Vec<(ExecutionId, Outcome)>;
+    fn released(&self) -> Vec<(String, Claim)> {
+        let released = |(worker, control)| match control {
+            Control::Release { claim } => Some((worker, claim)),
+            _ => None,
+        };
+        self.told().into_iter().filter_map(released).collect()
+    }
     fn has(&self, word: &str) -> bool {
         self.words().contains(&word)
     }

@@ -4,9 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
 
 mod bench;
+mod checkpoints;
 mod claims;
 mod leases;
+mod lineage;
 mod logs;
+mod old_journal;
 mod order;
+mod parked;
 mod placement;
 mod promises;

@@ -5,47 +5,65 @@ use std::collections::{BTreeMap, BTreeSet};
 use longshore_coordinator::core::Core;
 use longshore_coordinator::core::entry::{End, Entry, LogGap, RetryCause};
 use longshore_coordinator::core::view::RunOutcome;
-use longshore_coordinator::pipeline::{Pipeline, PlannedStep, SnapshotRule};
+use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, SnapshotRule};
 use longshore_protocol::job::{Base, Job};
-use longshore_protocol::{Attempt, ExecutionId, Outcome, RunId, SnapshotId, WorkerId};
+use longshore_protocol::outcome::{InfraStage, LINEAGE, SNAPSHOT_LOST};
+use longshore_protocol::{Attempt, EngineId, ExecutionId, Outcome, RunId, SnapshotId, WorkerId};
 
 use crate::faults::config;
+use crate::lineage::LeftBehind;
 use crate::worker::{Name, Output, Worker};
 use crate::world::{Really, holds};
 
 /// One step, as the journal told of it.
-struct Step {
-    run: RunId,
-    planned: PlannedStep,
-    attempts: u32,
-    retried: BTreeMap<&'static str, u32>,
-    settled: Option<Outcome>,
-    last_end: Option<Outcome>,
-    open: bool,
-    snapshot_needed_by: BTreeSet<ExecutionId>,
+pub(crate) struct Step {
+    pub(crate) run: RunId,
+    pub(crate) planned: PlannedStep,
+    pub(crate) attempts: u32,
+    pub(crate) retried: BTreeMap<&'static str, u32>,
+    pub(crate) settled: Option<Outcome>,
+    pub(crate) last_end: Option<Outcome>,
+    pub(crate) open: bool,
+    pub(crate) parent: Option<ExecutionId>,
+    /// The steps that go on with its files, those that make a child's files again included.
+    pub(crate) children: BTreeSet<ExecutionId>,
+    /// Of one that makes a step's files again: which step's.
+    pub(crate) remake_of: Option<ExecutionId>,
+    /// What was left of it last, until that was said to be lost.
+    pub(crate) left: Option<LeftBehind>,
 }
 
 /// One attempt.
 #[derive(Default)]
-struct Try {
-    owner: Option<WorkerId>,
+pub(crate) struct Try {
+    pub(crate) owner: Option<WorkerId>,
     end: Option<End>,
     log: Option<LogGap>,
 }
 
 pub(crate) struct Checker {
-    steps: BTreeMap<ExecutionId, Step>,
-    tries: BTreeMap<Name, Try>,
+    pub(crate) steps: BTreeMap<ExecutionId, Step>,
+    pub(crate) tries: BTreeMap<Name, Try>,
     verdicts: BTreeMap<RunId, RunOutcome>,
     runs: Vec<RunId>,
     /// Leases that ended in this very batch of entries.
     ended: BTreeSet<WorkerId>,
+    /// Workers whose lease has ended, as far as the journal goes.
+    pub(crate) away: BTreeSet<WorkerId>,
+    /// The Engine of each, and what their attempts run in.
+    pub(crate) engines: BTreeMap<WorkerId, EngineId>,
+    pub(crate) bases: BTreeMap<Name, Option<Name>>,
+    pub(crate) containers: BTreeMap<Name, String>,
+    pub(crate) faultless: bool,
+    pub(crate) remade: u64,
+    broken: u64,
+    pub(crate) taken: u64,
     really: Really,
     kept: BTreeSet<ExecutionId>,
 }
 
 impl Checker {
-    pub(crate) fn new(runs: &[(RunId, Pipeline)]) -> Self {
+    pub(crate) fn new(runs: &[(RunId, Pipeline)], faultless: bool) -> Self {
         let mut steps = BTreeMap::new();
         let mut kept = BTreeSet::new();
         for (run, pipeline) in runs {
@@ -54,9 +72,10 @@ impl Checker {
                 if planned.snapshot == SnapshotRule::Always {
                     kept.insert(execution);
                 }
-                let children = pipeline.steps.iter().filter(|child| {
-                    matches!(&child.parent, longshore_coordinator::pipeline::Parent::Step(name) if *name == planned.name)
-                });
+                let children = pipeline
+                    .steps
+                    .iter()
+                    .filter(|child| matches!(&child.parent, Parent::Step(name) if *name == planned.name));
                 let step = Step {
                     run: *run,
                     planned: planned.clone(),
@@ -65,7 +84,13 @@ impl Checker {
                     settled: None,
                     last_end: None,
                     open: false,
-                    snapshot_needed_by: children.map(|child| ExecutionId::of_step(*run, &child.name)).collect(),
+                    parent: match &planned.parent {
+                        Parent::Step(name) => Some(ExecutionId::of_step(*run, name)),
+                        Parent::Image(_) => None,
+                    },
+                    children: children.map(|child| ExecutionId::of_step(*run, &child.name)).collect(),
+                    remake_of: None,
+                    left: None,
                 };
                 steps.insert(execution, step);
             }
@@ -77,6 +102,14 @@ impl Checker {
             verdicts: BTreeMap::new(),
             runs,
             ended: BTreeSet::new(),
+            away: BTreeSet::new(),
+            engines: BTreeMap::new(),
+            bases: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            faultless,
+            remade: 0,
+            broken: 0,
+            taken: 0,
             really: Really::new(),
             kept,
         }
@@ -101,7 +134,7 @@ impl Checker {
     /// A child's job names a snapshot that nobody was told to remove.
     pub(crate) fn dispatched(&self, job: &Job, removed: &BTreeSet<SnapshotId>) {
         let over = self.tries.get(&(job.execution, job.attempt)).is_some_and(|attempt| attempt.end.is_some());
-        if let Base::Snapshot { id } = &job.base {
+        if let Base::Parent { snapshot: Some(id), .. } = &job.base {
             assert!(over || !removed.contains(id), "{} is asked for, and was removed", id.as_str());
         }
     }
@@ -119,9 +152,18 @@ impl Checker {
         match entry {
             Entry::LeaseEnded { worker } => {
                 self.ended.insert(worker.clone());
+                self.away.insert(worker.clone());
             }
-            Entry::Dispatched { run, execution, attempt, .. } => {
+            Entry::Back { worker } => {
+                self.away.remove(worker);
+            }
+            Entry::Joined { worker, hello, .. } => {
+                self.away.remove(worker);
+                self.engines.insert(worker.clone(), hello.engine.clone());
+            }
+            Entry::Dispatched { run, execution, attempt, base, .. } => {
                 self.begins(*run, *execution, *attempt);
+                self.starts_from(*execution, *attempt, base);
                 self.steps.get_mut(execution).unwrap().open = true;
             }
             Entry::Accepted { execution, attempt, worker, .. } => {
@@ -129,16 +171,21 @@ impl Checker {
                 assert!(before.end.is_none(), "what is over was claimed");
                 assert_eq!(before.owner.replace(worker.clone()), None, "two owners (P5)");
             }
+            Entry::Started { execution, attempt, container, .. } => {
+                self.started((*execution, *attempt), container);
+            }
             Entry::Ended { run, execution, attempt, end } => self.ends(*run, (*execution, *attempt), end, workers),
             Entry::Retried { execution, because, .. } => {
                 let cause = match because {
                     RetryCause::Infra => "infra",
                     RetryCause::Gone => "gone",
                     RetryCause::User => "user",
+                    RetryCause::Lineage => "lineage",
                 };
                 let step = self.steps.get_mut(execution).unwrap();
                 *step.retried.entry(cause).or_default() += 1;
-                assert!(step.retried.get("user").copied().unwrap_or(0) <= step.planned.retry);
+                let users = if step.remake_of.is_some() { 0 } else { step.planned.retry };
+                assert!(step.retried.get("user").copied().unwrap_or(0) <= users);
                 assert!(step.retried.get("infra").copied().unwrap_or(0) <= config().infra_retries);
             }
             Entry::Settled { execution, outcome, .. } => {
@@ -147,9 +194,15 @@ impl Checker {
                 assert!(!step.open, "settled before its attempt was over (P11)");
                 let never_begun = matches!(outcome, Outcome::Cancelled { .. } | Outcome::Skipped { .. });
                 assert!(never_begun || step.last_end.as_ref() == Some(outcome), "settled as it did not end");
+                // P20: of a remake only what it left is anybody's.
+                if let (Some(of), true) = (step.remake_of, outcome.is_passed()) {
+                    let left = step.left.take();
+                    self.steps.get_mut(&of).unwrap().left = left;
+                }
             }
             Entry::RunSettled { run, outcome } => {
                 assert_eq!(self.verdicts.insert(*run, *outcome), None, "a run was settled twice");
+                // Remakes included: nothing of a settled run is under way.
                 let open = self.steps.values().any(|step| step.run == *run && step.settled.is_none());
                 assert!(!open, "a run was settled before its steps");
             }
@@ -158,11 +211,15 @@ impl Checker {
                 assert!(of.end.is_some() && of.owner.is_some());
                 assert_eq!(of.log.replace(*gap), None, "a log was closed twice");
             }
-            Entry::SnapshotDropped { execution, .. } => {
-                let needed = &self.steps[execution].snapshot_needed_by;
-                let waiting = needed.iter().any(|child| self.steps[child].settled.is_none());
-                assert!(!waiting, "a snapshot was dropped that a child still needs");
+            Entry::SnapshotDropped { execution, .. } | Entry::Released { execution, .. } => {
+                assert!(!self.is_needed(*execution), "what a step left was dropped, and is still needed");
+                let left = self.steps.get_mut(execution).unwrap().left.as_mut().expect("there was something");
+                // Of what a child took there is nothing to release; what is committed beside it stays till dropped.
+                assert!(!left.dropped && (!left.taken || left.committed), "there was nothing to let go of");
+                left.dropped = matches!(entry, Entry::SnapshotDropped { .. }) || !left.committed;
             }
+            Entry::LeftLost { execution, reason, .. } => self.left_lost(*execution, reason),
+            Entry::RemakeBegun { run, execution, remake } => self.remake_begun(*run, *execution, *remake),
             _ => {}
         }
     }
@@ -192,8 +249,27 @@ impl Checker {
         step.open = false;
         step.last_end = None;
         match (end, &attempt.owner) {
-            (End::Finished { outcome, output, .. }, Some(owner)) => {
+            (End::Finished { outcome, output, snapshot, parked, .. }, Some(owner)) => {
                 step.last_end = Some(outcome.clone());
+                if outcome.is_passed() && (snapshot.is_some() || *parked) {
+                    step.left = Some(LeftBehind {
+                        of,
+                        committed: snapshot.is_some(),
+                        parked: *parked,
+                        owner: owner.clone(),
+                        container: self.containers.get(&of).cloned(),
+                        taken: false,
+                        missed: false,
+                        dropped: false,
+                    });
+                }
+                let parent = step.parent;
+                if *outcome == Outcome::infra(InfraStage::Prepare, SNAPSHOT_LOST)
+                    && let Some(left) = parent.and_then(|parent| self.steps.get_mut(&parent)?.left.as_mut())
+                    && self.bases.get(&of) == Some(&Some(left.of))
+                {
+                    left.missed = true;
+                }
                 // Promise 2: what counts is what the owner's kernel reported.
                 match self.really.get(&(of, owner.clone())) {
                     Some((really, bytes)) => {
@@ -206,15 +282,25 @@ impl Checker {
             (End::Finished { outcome, .. }, None) => {
                 assert!(outcome.is_infra());
                 step.last_end = Some(outcome.clone());
+                assert!(!self.faultless, "{outcome} without a fault");
+                if *outcome == Outcome::infra(InfraStage::Prepare, LINEAGE) {
+                    self.lineage_is_broken(of.0);
+                    self.broken += 1;
+                }
             }
             (End::Lost { reason }, Some(owner)) => {
-                step.last_end = Some(Outcome::infra(longshore_protocol::InfraStage::Lease, reason.clone()));
+                step.last_end = Some(Outcome::infra(InfraStage::Lease, reason.clone()));
                 // P11: by the end of its lease, or because it truly does not have it any more.
                 assert!(self.ended.contains(owner) || !holds(workers, owner, of), "{owner} still holds {of:?}");
             }
             (End::Gone { .. } | End::Withdrawn, None) => {}
             (end, owner) => panic!("{end:?} of an attempt of {owner:?}"),
         }
+    }
+
+    /// How often something was made again, a lineage broken, a parked container taken.
+    pub(crate) fn seen(&self) -> [u64; 3] {
+        [self.remade, self.broken, self.taken]
     }
 
     pub(crate) fn at_end(&self, stored: &BTreeMap<Name, u64>, core: &Core, faultless: bool) {
@@ -246,7 +332,8 @@ impl Checker {
 
     /// A run's verdict, computed anew.
     fn verdict(&self, run: RunId) {
-        let outcomes = || self.steps.values().filter(|step| step.run == run).filter_map(|step| step.settled.as_ref());
+        let own = |step: &&Step| step.run == run && step.remake_of.is_none();
+        let outcomes = || self.steps.values().filter(own).filter_map(|step| step.settled.as_ref());
         let expected = if outcomes().any(Outcome::is_users_failure) {
             RunOutcome::Failed
         } else if outcomes().any(Outcome::is_infra) {

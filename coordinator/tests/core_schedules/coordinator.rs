@@ -62,7 +62,7 @@ impl World {
         assert_eq!(*self.replayed().state(), *self.core.state(), "replay does not give what was lived");
         self.checker.at_end(&self.stored, &self.core, faultless);
         if faultless {
-            let ephemeral: Vec<&SnapshotId> = (self.engines.iter().flat_map(|engine| &engine.snapshots))
+            let ephemeral: Vec<&SnapshotId> = (self.engines.iter().flat_map(|engine| engine.snapshots.keys()))
                 .filter(|snapshot| !snapshot.as_str().contains("cache:") && !self.checker.kept(snapshot))
                 .collect();
             assert!(ephemeral.is_empty(), "snapshots that nobody needs: {ephemeral:?}");

@@ -48,6 +48,7 @@ pub(crate) fn config() -> CoreConfig {
         accept_deadline_ticks: 5,
         infra_retries: 3,
         lost_max: 3,
+        remakes_max: 3,
         infra_backoff_ms: 1_000,
         infra_backoff_max_ms: 4_000,
         resend_ticks: 2,

@@ -8,7 +8,9 @@
 mod checker;
 mod coordinator;
 mod dice;
+mod engine;
 mod faults;
+mod lineage;
 mod pipelines;
 mod worker;
 mod world;
@@ -34,6 +36,7 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
     let schedules = number("LONGSHORE_SCHEDULES").unwrap_or(SCHEDULES);
     let next = AtomicU64::new(0);
     let applied = AtomicU64::new(0);
+    let (remade, broken, taken) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let failed: Vec<u64> = thread::scope(|scope| {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let work = || {
@@ -46,6 +49,9 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
                     let mut world = World::new(seed);
                     world.run();
                     applied.fetch_add(world.applied, Ordering::Relaxed);
+                    for (sum, of) in [&remade, &broken, &taken].into_iter().zip(world.checker.seen()) {
+                        sum.fetch_add(of, Ordering::Relaxed);
+                    }
                 };
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
                     next.store(schedules, Ordering::Relaxed); // the first one is enough
@@ -58,4 +64,7 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
     });
     assert!(failed.is_empty(), "failed: rerun one with LONGSHORE_SEED={}", failed[0]);
     assert!(applied.load(Ordering::Relaxed) > schedules * 100, "the schedules hardly did anything");
+    // What is rare must not be so rare that nobody would notice its faults.
+    let seen = [&taken, &remade, &broken].map(|sum| sum.load(Ordering::Relaxed));
+    assert!(seen[0] > schedules / 2 && seen[1] > schedules / 10 && seen[2] > schedules / 1_000, "{seen:?}");
 }

@@ -2,12 +2,13 @@
 
 use indexmap::IndexMap;
 use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, SnapshotRule};
-use longshore_protocol::job::{Command, StepSpec};
+use longshore_protocol::job::{Command, Network, StepSpec};
 use longshore_protocol::{PoolName, StepName};
 
 use crate::dice::Dice;
 
-pub(crate) fn spec() -> StepSpec {
+fn spec(dice: &mut Dice) -> StepSpec {
+    let network = if dice.permille(100) { Network::Bridge } else { Network::None };
     StepSpec {
         command: Command::Argv(vec!["true".to_owned()]),
         env: IndexMap::new(),
@@ -17,7 +18,7 @@ pub(crate) fn spec() -> StepSpec {
         timeout_ms: 1_000,
         grace_ms: 1_000,
         resources: longshore_protocol::job::Resources::default(),
-        network: longshore_protocol::job::Network::default(),
+        network,
         pool: PoolName::default(),
     }
 }
@@ -26,15 +27,17 @@ pub(crate) fn thrown(dice: &mut Dice) -> Pipeline {
     let count = 1 + dice.below(8);
     let name = |index: usize| StepName(format!("s{index}"));
     let step = |index: usize, dice: &mut Dice| {
-        let from = (index > 0 && dice.permille(500)).then(|| dice.below(index));
+        // Chains as often as forks: only what has one child is parked without a commit.
+        let from =
+            (index > 0 && dice.permille(700)).then(|| if dice.permille(600) { index - 1 } else { dice.below(index) });
         let needs = (0..index).filter(|before| Some(*before) != from && dice.permille(200)).map(name).collect();
         PlannedStep {
             name: name(index),
             parent: from.map_or_else(|| Parent::Image("base".to_owned()), |parent| Parent::Step(name(parent))),
             needs,
-            spec: spec(),
+            spec: spec(dice),
             sources: Vec::new(),
-            retry: if dice.permille(300) { 2 } else { 0 },
+            retry: if dice.permille(200) { 2 } else { 0 },
             cache_key: dice.permille(150).then(|| format!("key-{index}")),
             snapshot: if dice.permille(100) { SnapshotRule::Always } else { SnapshotRule::Auto },
             keep_going: dice.permille(300),

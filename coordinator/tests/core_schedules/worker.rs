@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use longshore_protocol::control::Control;
-use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Phases, Started};
+use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Phases};
 use longshore_protocol::heartbeat::Heartbeat;
-use longshore_protocol::job::{Base, Job, Keep};
-use longshore_protocol::outcome::{CancelledBy, InfraStage};
+use longshore_protocol::job::{Job, Keep};
+use longshore_protocol::outcome::{CancelledBy, InfraStage, SNAPSHOT_LOST};
 use longshore_protocol::output::Offsets;
-use longshore_protocol::{Attempt, EngineId, ExecutionId, Fence, Incarnation, Outcome, PoolName, SnapshotId, WorkerId};
+use longshore_protocol::{Attempt, EngineId, ExecutionId, Incarnation, Outcome, PoolName, SnapshotId, WorkerId};
 
 use crate::dice::Dice;
+use crate::engine::{Engine, Files, Parked};
 
 /// Within one schedule an execution belongs to one run.
 pub(crate) type Name = (ExecutionId, Attempt);
@@ -29,21 +30,17 @@ pub(crate) struct Output {
     pub(crate) to: u64,
 }
 
-/// What its Engine has.
-#[derive(Default)]
-pub(crate) struct Engine {
-    pub(crate) snapshots: BTreeSet<SnapshotId>,
-}
-
 pub(crate) struct Record {
     pub(crate) claim: Claim,
-    keep: Keep,
-    base: Base,
+    pub(crate) job: Job,
     pub(crate) phase: Phase,
+    /// Once it has started: its container, and what stands in it.
+    pub(crate) container: String,
+    pub(crate) files: Files,
     /// Bytes of output so far.
     spooled: u64,
     sent: u64,
-    cancel: Option<CancelledBy>,
+    pub(crate) cancel: Option<CancelledBy>,
 }
 
 pub(crate) struct Worker {
@@ -63,6 +60,16 @@ pub(crate) struct Worker {
     pub(crate) output: Vec<Output>,
     /// Records that its disk has lost. Their jobs may come again.
     pub(crate) wiped: BTreeSet<Name>,
+    /// Containers in which a child may go on, by whose attempt they are.
+    pub(crate) parked: BTreeMap<Name, Parked>,
+}
+
+/// What one step of a worker's came to.
+pub(crate) enum Worked {
+    /// A command began, on these files.
+    Began(Box<Job>, Files),
+    /// An attempt ended: how, and with how much output.
+    Ended(Name, Outcome, u64),
 }
 
 impl Worker {
@@ -80,6 +87,7 @@ impl Worker {
             disk: BTreeMap::new(),
             output: Vec::new(),
             wiped: BTreeSet::new(),
+            parked: BTreeMap::new(),
         }
     }
 
@@ -92,7 +100,7 @@ impl Worker {
     }
 
     /// P9: numbered, in order.
-    fn report(&mut self, event: Event) {
+    pub(crate) fn report(&mut self, event: Event) {
         self.number += 1;
         let (worker, incarnation) = (self.id.clone(), self.incarnation);
         self.unconfirmed.push_back(EventMessage { worker, incarnation, number: self.number, event });
@@ -120,8 +128,11 @@ impl Worker {
         for record in self.disk.values_mut() {
             if harsh && !matches!(record.phase, Phase::Finished(_)) && dice.permille(300) {
                 let lost = Outcome::infra(InfraStage::Exec, "its container did not survive");
-                record.finish(lost, false, None);
+                record.finish(lost, false, (None, false));
             }
+        }
+        if harsh {
+            self.parked.retain(|_, _| !dice.permille(300));
         }
         self.up = true;
         self.incarnation = Incarnation { start: self.incarnation.start + 1, nonce: dice.next() };
@@ -151,7 +162,8 @@ impl Worker {
             slots: self.slots,
             slots_free: self.slots_free(),
             attempts: self.records(),
-            snapshots: engine.snapshots.iter().cloned().collect(),
+            snapshots: engine.snapshots.keys().cloned().collect(),
+            parked: self.parked.values().map(|parked| parked.claim.clone()).collect(),
             last_event: self.number,
             disk_free_bytes: None,
         }
@@ -165,9 +177,10 @@ impl Worker {
         }
         let record = Record {
             claim: claim.clone(),
-            keep: job.keep,
-            base: job.base,
+            job,
             phase: Phase::Preparing,
+            container: String::new(),
+            files: Files::new(),
             spooled: 0,
             sent: 0,
             cancel: None,
@@ -176,8 +189,9 @@ impl Worker {
         self.report(Event::Accepted(claim));
     }
 
-    /// Moves one attempt on by one step. Returns what really happened to it, if it ended.
-    pub(crate) fn work(&mut self, engine: &mut Engine, dice: &mut Dice, faults: bool) -> Option<(Name, Outcome, u64)> {
+    /// Moves one attempt on by one step.
+    pub(crate) fn work(&mut self, engine: &mut Engine, dice: &mut Dice, faults: bool) -> Option<Worked> {
+        self.evict(engine, dice, faults);
         let busy: Vec<Name> = (self.disk.iter())
             .filter(|(_, record)| !matches!(record.phase, Phase::Finished(_)))
             .map(|(name, _)| *name)
@@ -186,32 +200,21 @@ impl Worker {
             return None;
         }
         let chosen = *dice.pick(&busy);
-        let fence = Fence { execution: chosen.0, attempt: chosen.1, owner: self.id.clone() };
         let record = self.disk.get_mut(&chosen).unwrap();
         let mut cached = false;
         let outcome = match &record.phase {
             _ if record.cancel.is_some() && dice.permille(700) => {
                 Some(Outcome::Cancelled { by: record.cancel.clone().unwrap() })
             }
-            Phase::Preparing => match (&record.keep, &record.base) {
-                (Keep::Cached { id }, _) if engine.snapshots.contains(id) => {
+            Phase::Preparing => match &record.job.keep {
+                Keep::Cached { id } if engine.snapshots.contains_key(id) => {
                     cached = true;
                     Some(Outcome::Passed)
                 }
-                (_, Base::Snapshot { id }) if !engine.snapshots.contains(id) => {
-                    Some(Outcome::infra(InfraStage::Prepare, "its snapshot is not here"))
-                }
-                _ => {
-                    record.phase = Phase::Running;
-                    let started = Started {
-                        claim: record.claim.clone(),
-                        prepare_ms: 1,
-                        queue_to_start_ms: 1,
-                        container: "c".to_owned(),
-                    };
-                    self.report(Event::Started(started));
-                    return None;
-                }
+                _ => match self.prepare(chosen, engine, dice) {
+                    Some(began) => return Some(began),
+                    None => Some(Outcome::infra(InfraStage::Prepare, SNAPSHOT_LOST)),
+                },
             },
             _ if dice.permille(500) => {
                 record.spooled += dice.next() % 100;
@@ -226,18 +229,12 @@ impl Worker {
         };
         self.send_output(chosen);
         let outcome = outcome?;
+        let left = self.keep(chosen, &outcome, cached, engine, dice);
         let record = self.disk.get_mut(&chosen).unwrap();
-        let snapshot = match &record.keep {
-            Keep::Cached { id } if outcome.is_passed() => Some(id.clone()),
-            Keep::Snapshot if outcome.is_passed() => Some(SnapshotId::ephemeral(&fence)),
-            Keep::Always => Some(SnapshotId::ephemeral(&fence)),
-            _ => None,
-        };
-        engine.snapshots.extend(snapshot.clone());
-        let finished = record.finish(outcome.clone(), cached, snapshot);
+        let finished = record.finish(outcome.clone(), cached, left);
         let spooled = record.spooled;
         self.report(Event::Finished(finished));
-        Some((chosen, outcome, spooled))
+        Some(Worked::Ended(chosen, outcome, spooled))
     }
 
     fn send_output(&mut self, of: Name) {
@@ -255,8 +252,7 @@ impl Worker {
         match control {
             Control::Abandon { claim } => {
                 if self.disk.remove(&name(&claim)).is_some() {
-                    let fence = Fence { execution: claim.execution, attempt: claim.attempt, owner: self.id.clone() };
-                    engine.snapshots.remove(&SnapshotId::ephemeral(&fence));
+                    self.remove_left(&claim, engine);
                 }
             }
             Control::Settled { claim } => {
@@ -280,6 +276,7 @@ impl Worker {
                     self.send_output(name(&claim));
                 }
             }
+            Control::Release { claim } => self.remove_left(&claim, engine),
             Control::RemoveSnapshot { snapshot } => {
                 engine.snapshots.remove(&snapshot);
             }
@@ -289,14 +286,17 @@ impl Worker {
 }
 
 impl Record {
-    fn finish(&mut self, outcome: Outcome, cached: bool, snapshot: Option<SnapshotId>) -> Finished {
+    fn finish(&mut self, outcome: Outcome, cached: bool, left: (Option<SnapshotId>, bool)) -> Finished {
+        let (snapshot, parked) = left;
         let finished = Finished {
             claim: self.claim.clone(),
             outcome,
             cached,
             output: Offsets { stdout: self.spooled, stderr: 0 },
             snapshot,
+            parked,
             phases: Phases::default(),
+            usage: None,
         };
         self.phase = Phase::Finished(Box::new(finished.clone()));
         finished

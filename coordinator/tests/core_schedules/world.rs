@@ -17,9 +17,10 @@ use longshore_protocol::{Epoch, Incarnation, Outcome, RunId, SnapshotId, WorkerI
 
 use crate::checker::Checker;
 use crate::dice::Dice;
+use crate::engine::Engine;
 use crate::faults::{Faults, config, patient};
 use crate::pipelines;
-use crate::worker::{Engine, Name, Output, Worker, name};
+use crate::worker::{Name, Output, Worked, Worker, name};
 
 pub(crate) struct World {
     pub(crate) dice: Dice,
@@ -82,7 +83,7 @@ impl World {
             control: vec![VecDeque::new(); count],
             workers,
             engines: (0..engines).map(|_| Engine::default()).collect(),
-            checker: Checker::new(&runs),
+            checker: Checker::new(&runs, faultless),
             runs,
             removed: BTreeSet::new(),
             applied: 0,
@@ -134,6 +135,8 @@ impl World {
             && self.jobs.iter().all(|(queue, jobs)| jobs.is_empty() || gone(queue))
             && self.workers.iter().zip(&self.control).all(|(worker, control)| {
                 let idle = worker.unconfirmed.is_empty() && worker.disk.is_empty() && worker.output.is_empty();
+                // P19: every parked container was taken or released.
+                let idle = idle && worker.parked.is_empty();
                 worker.gone || (idle && control.is_empty())
             })
     }
@@ -156,11 +159,12 @@ impl World {
     fn round(&mut self, faulty: bool, round: usize) {
         self.now += 1_000;
         for index in 0..self.runs.len() {
-            let (run, pipeline) = self.runs[index].clone();
+            let run = self.runs[index].0;
             // A client sends its run again until it knows that it was taken; later that changes nothing.
             let unknown = round >= index * 3 && self.core.run_summary(run).is_none();
             if unknown || (faulty && round > index * 3 && self.dice.permille(30)) {
-                self.apply(&Input::Submit { run, tenant: "t".to_owned(), pipeline: Box::new(pipeline) });
+                let pipeline = Box::new(self.runs[index].1.clone());
+                self.apply(&Input::Submit { run, tenant: "t".to_owned(), pipeline });
             }
             if self.dice.permille(self.faults.cancel) {
                 self.apply(&Input::Cancel { run, by: CancelledBy::User });
@@ -216,10 +220,13 @@ impl World {
             2 | 3 => {
                 if self.workers[index].acts() {
                     let engine = self.workers[index].engine;
-                    let ended = self.workers[index].work(&mut self.engines[engine], &mut self.dice, faulty);
-                    if let Some((of, outcome, bytes)) = ended {
-                        let worker = self.workers[index].id.clone();
-                        self.checker.really(of, &worker, outcome, bytes);
+                    match self.workers[index].work(&mut self.engines[engine], &mut self.dice, faulty) {
+                        Some(Worked::Ended(of, outcome, bytes)) => {
+                            let worker = self.workers[index].id.clone();
+                            self.checker.really(of, &worker, outcome, bytes);
+                        }
+                        Some(Worked::Began(job, files)) => self.checker.began(&job, &files),
+                        None => {}
                     }
                 }
             }

@@ -340,10 +340,10 @@ impl<B: Broker> ScriptedWorker<B> {
 
     pub fn result(&self, job: &Job, outcome: Outcome, output: Offsets) -> Finished {
         let fence = Fence { execution: job.execution, attempt: job.attempt, owner: self.id.clone() };
-        let kept = outcome.is_passed() && matches!(job.keep, Keep::Snapshot | Keep::Always);
+        let kept = outcome.is_passed() && matches!(job.keep, Keep::Snapshot | Keep::Live | Keep::Always);
         let snapshot = kept.then(|| SnapshotId::ephemeral(&fence));
         let phases = Phases { prepare_ms: 1, exec_ms: 2, snapshot_ms: u64::from(kept) };
-        Finished { claim: claim(job), outcome, cached: false, output, snapshot, phases }
+        Finished { claim: claim(job), outcome, cached: false, output, snapshot, parked: false, phases, usage: None }
     }
 
     pub async fn finished(&mut self, job: &Job, outcome: Outcome, output: Offsets) {
@@ -353,7 +353,7 @@ impl<B: Broker> ScriptedWorker<B> {
 
     /// Carries a job out: claims it, says one line, passes.
     pub async fn carry_out(&mut self, job: &Job) {
-        if let Base::Snapshot { id } = &job.base {
+        if let Base::Parent { snapshot: Some(id), .. } = &job.base {
             assert!(id.as_str().contains(&self.id.to_string()), "{id} is not on this worker's Engine");
         }
         self.started(job).await;

@@ -3,9 +3,12 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use longshore_protocol::RunId;
 use longshore_protocol::broker::amqp::{AmqpBroker, shown_address};
-use longshore_worker::engine::EngineInfo;
+use longshore_worker::engine::docker::DockerEngine;
+use longshore_worker::engine::{Duty, Engine, EngineInfo, Way};
 use serde::Serialize;
 
 use crate::cli::{DoctorArgs, Output};
@@ -18,6 +21,10 @@ use crate::state::StateDir;
 
 /// The smallest images of a real build, once.
 const DISK_BYTES_MIN: u64 = 1_000_000_000;
+
+/// For a container that tries how commands are run: a start is a quarter of a second, an import of its image as much. If
+/// this process is killed meanwhile, that container ends itself after the same time.
+const WAY: Duration = Duration::from_mins(1);
 
 /// What was looked at, and what was found.
 #[derive(Debug, Serialize)]
@@ -87,7 +94,7 @@ fn page(checks: &[Check], style: Style) -> String {
 
 async fn docker(args: &DoctorArgs) -> Vec<Check> {
     match find_engine(args.docker.as_deref()).await {
-        Ok(Found { info, .. }) => vec![engine(&info), storage(&info)],
+        Ok(Found { engine: found, info }) => vec![engine(&info), storage(&info), commands(&found).await],
         Err(failure) => {
             let (found, mend) = failure.words();
             let check = Check::new("Docker", State::Problem, found);
@@ -111,6 +118,39 @@ fn storage(info: &EngineInfo) -> Check {
     }
     Check::new("storage driver", State::Warning, format!("{driver}: snapshots may be slow, or large"))
         .mend("use overlay2, if the kernel has it")
+}
+
+/// How steps' commands would be run here: tried with a container, as a worker does.
+async fn commands(engine: &DockerEngine) -> Check {
+    let name = "commands";
+    let dir = match StateDir::path() {
+        Ok(dir) => nearest_existing(&dir),
+        Err(failure) => return Check::new(name, State::NotLookedAt, failure.words().0),
+    };
+    // Beside the state: another file system may see, or allow, something else.
+    let dir = match tempfile::Builder::new().prefix(".longshore-doctor-").tempdir_in(&dir) {
+        Ok(dir) => dir,
+        Err(error) => return Check::new(name, State::NotLookedAt, format!("{}: {error}", dir.display())),
+    };
+    let worker = format!("doctor-{}", RunId::new()).parse().expect("a word and a run's id make a worker id");
+    let duty = Duty { worker, dir: dir.path().to_owned(), namespaces: 0, direct: false, orphan: WAY };
+    let tried = async {
+        engine.begin(duty).await?;
+        let way = engine.way().await;
+        engine.end().await;
+        way
+    };
+    match tokio::time::timeout(WAY, tried).await {
+        Ok(Ok(Way::Supervised)) => Check::new(name, State::Ok, "by a supervisor in each container"),
+        Ok(Ok(Way::Direct { because })) => {
+            let found = format!("as their containers' first processes, which is slower: {because}");
+            Check::new(name, State::Warning, found)
+                .mend("see \"When it cannot be\" in docs/containers.md; steps run all the same")
+        }
+        Ok(Err(error)) => Check::new(name, State::Warning, format!("not found out: {error}")),
+        Err(_) => Check::new(name, State::Warning, format!("not found out within {} s", WAY.as_secs()))
+            .mend("is the Engine overloaded? Ask again"),
+    }
 }
 
 async fn rabbitmq(args: &DoctorArgs) -> Check {

@@ -55,7 +55,8 @@ pub(crate) async fn run(args: LogsArgs, output: Output) -> Result<u8, Failure> {
 /// A step's name out of a matrix is easily mistyped: the mend is the names that there are.
 fn known(step: &str, run: &RunView) -> Result<(), Failure> {
     let names: Vec<&str> = run.steps.iter().map(|other| other.step.as_str()).collect();
-    if names.contains(&step) {
+    let mut remakes = run.steps.iter().flat_map(|other| &other.remakes);
+    if names.contains(&step) || remakes.any(|remake| remake.name.as_str() == step) {
         return Ok(());
     }
     let shown = names[..names.len().min(STEPS_NAMED)].join(", ");

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use longshore_coordinator::core::view::RunView;
+use longshore_coordinator::core::view::{AttemptView, RemakeView, RunView};
 
 use super::ls::{local_time, outcome_words};
 use crate::cli::{Output, ShowArgs};
 use crate::failure::Failure;
 use crate::render::progress::steps_table;
-use crate::render::style::{Colour, Style, duration};
+use crate::render::style::{Colour, Style, bytes, duration, worker_words};
+use crate::render::table::{Align, Table};
 use crate::render::{json, screen};
 use crate::runs::Runs;
 
@@ -43,14 +44,125 @@ fn page(view: &RunView, interrupted: bool, style: Style) -> String {
     for step in &view.steps {
         // The table has the last word of each step; what was tried before is told only where there was something.
         let tried = step.attempts.len() > 1 || step.outcome.as_ref().is_some_and(longshore_protocol::Outcome::is_infra);
-        if tried {
+        if tried || !step.remakes.is_empty() {
             let _ = writeln!(text, "\n{}", style.paint(Colour::Bold, step.step.as_str()));
             for attempt in &step.attempts {
-                let end = attempt.outcome.as_ref().map_or_else(|| "no outcome".to_owned(), ToString::to_string);
-                let worker = attempt.worker.as_ref().map_or_else(|| "nobody".to_owned(), ToString::to_string);
-                let _ = writeln!(text, "  attempt {} by {worker}: {end}", attempt.attempt);
+                let _ = writeln!(text, "  {}", attempt_words(attempt));
+            }
+            for remake in &step.remakes {
+                let _ = writeln!(text, "  {}", remake_words(remake));
+                for attempt in &remake.attempts {
+                    let _ = writeln!(text, "    {}", attempt_words(attempt));
+                }
             }
         }
     }
+    text.push_str(&usage_table(view));
     text
+}
+
+fn attempt_words(attempt: &AttemptView) -> String {
+    let end = attempt.outcome.as_ref().map_or_else(|| "no outcome".to_owned(), ToString::to_string);
+    let worker = attempt.worker.as_ref().map_or("nobody", worker_words);
+    format!("attempt {} by {worker}: {end}", attempt.attempt)
+}
+
+fn remake_words(remake: &RemakeView) -> String {
+    let because = remake.because.as_deref().unwrap_or("a later step needed it once more");
+    format!("made again as {}, what it had left was lost: {because}", remake.name)
+}
+
+/// What the commands used, where supervisors told it.
+fn usage_table(view: &RunView) -> String {
+    let used: Vec<_> = (view.steps.iter())
+        .filter_map(|step| Some((&step.step, step.attempts.iter().rev().find_map(|attempt| attempt.usage)?)))
+        .collect();
+    if used.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new([
+        ("step", Align::Left),
+        ("user", Align::Right),
+        ("system", Align::Right),
+        ("memory at most", Align::Right),
+    ]);
+    for (step, usage) in used {
+        let (user, system) = (duration(usage.user_ms), duration(usage.system_ms));
+        table.row([step.to_string(), user, system, bytes(usage.max_rss_bytes)]);
+    }
+    format!("\n{}", table.render())
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_coordinator::core::view::{RunSummary, StepPhase, StepView};
+    use longshore_protocol::event::Usage;
+    use longshore_protocol::{Attempt, ExecutionId, Outcome, RunId};
+
+    use super::*;
+
+    fn attempt(worker: &str, usage: Option<Usage>) -> AttemptView {
+        AttemptView {
+            attempt: Attempt::FIRST,
+            worker: Some(worker.parse().unwrap()),
+            container: None,
+            dispatched_at_ms: 0,
+            accepted_at_ms: None,
+            started_at_ms: None,
+            ended_at_ms: None,
+            outcome: Some(Outcome::Passed),
+            snapshot: None,
+            parked: true,
+            output: None,
+            phases: None,
+            usage,
+            log_closed: true,
+        }
+    }
+
+    #[test]
+    fn p20_what_was_made_again_stands_below_its_step() {
+        let (run, name) = (RunId::new(), "build".into());
+        let execution = ExecutionId::of_step(run, &name);
+        let remake = RemakeView {
+            name: "build~1".into(),
+            execution: ExecutionId::of_remake(execution, 1),
+            because: Some("test did not find it".to_owned()),
+            phase: StepPhase::Settled,
+            outcome: Some(Outcome::Passed),
+            attempts: vec![attempt("west", None)],
+        };
+        let usage = Usage { user_ms: 1_200, system_ms: 300, max_rss_bytes: 48_000_000 };
+        let build = StepView {
+            step: name,
+            execution,
+            phase: StepPhase::Settled,
+            outcome: Some(Outcome::Passed),
+            cached: false,
+            attempts: vec![attempt("east", Some(usage))],
+            remakes: vec![remake],
+        };
+        let summary = RunSummary {
+            run,
+            name: "p".to_owned(),
+            tenant: "default".to_owned(),
+            submitted_at_ms: 0,
+            settled_at_ms: None,
+            outcome: None,
+            cancelling: false,
+            steps: 1,
+            steps_settled: 1,
+        };
+        let page = page(&RunView { summary, steps: vec![build] }, false, Style::PLAIN);
+        let expected = "
+build
+  attempt 1 by east: passed
+  made again as build~1, what it had left was lost: test did not find it
+    attempt 1 by west: passed
+
+step    user  system  memory at most
+build  1.2 s   0.3 s         48.0 MB
+";
+        assert!(page.ends_with(expected), "{page}");
+    }
 }

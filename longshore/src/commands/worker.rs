@@ -35,6 +35,10 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
         slots,
         lease,
         heartbeat: lease / HEARTBEATS_PER_LEASE,
+        parked_max: args.parked,
+        parked_for: Duration::from_secs(args.parked_for),
+        orphan: Duration::from_secs(args.orphan),
+        direct: args.direct,
         metrics_listen: args.metrics,
         metrics_render: Some(metrics.clone()),
         ..Config::new(args.fleet.prefix.clone(), dir, blobs)

@@ -30,6 +30,7 @@ fn table(workers: &[WorkerView], style: Style) -> String {
         ("state", Align::Left),
         ("free", Align::Right),
         ("snapshots", Align::Right),
+        ("parked", Align::Right),
         ("disk free", Align::Right),
         ("version", Align::Left),
     ]);
@@ -46,6 +47,7 @@ fn table(workers: &[WorkerView], style: Style) -> String {
             state,
             format!("{}/{}", worker.slots_free, worker.slots),
             worker.snapshots.to_string(),
+            worker.parked.to_string(),
             worker.disk_free_bytes.map(bytes).unwrap_or_default(),
             worker.version.clone(),
         ]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use longshore_coordinator::core::view::{RunView, StepPhase, StepView};
+use longshore_coordinator::core::view::{RemakeView, RunView, StepPhase, StepView};
 use longshore_protocol::StepName;
 
 use super::screen;
@@ -34,7 +34,8 @@ impl Live {
     /// Draws a run as it is now.
     pub(crate) fn draw(&mut self, view: &RunView) {
         let now = now_ms();
-        let running: Vec<&StepView> = view.steps.iter().filter(|step| is_shown(step)).collect();
+        let remakes: Vec<StepView> = view.steps.iter().flat_map(|step| &step.remakes).map(as_step).collect();
+        let running: Vec<&StepView> = view.steps.iter().chain(&remakes).filter(|step| is_shown(step)).collect();
         let shown = &running[..running.len().min(LINES_MAX)];
         self.lines.retain(|name, line| {
             let stays = shown.iter().any(|step| step.step == *name);
@@ -67,6 +68,19 @@ impl Live {
 
 fn shape(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("our own templates are well formed").tick_chars(SPINNER)
+}
+
+/// What is made again runs like a step, under its own name.
+fn as_step(remake: &RemakeView) -> StepView {
+    StepView {
+        step: remake.name.clone(),
+        execution: remake.execution,
+        phase: remake.phase,
+        outcome: remake.outcome.clone(),
+        cached: false,
+        attempts: remake.attempts.clone(),
+        remakes: Vec::new(),
+    }
 }
 
 fn is_shown(step: &StepView) -> bool {

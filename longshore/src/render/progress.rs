@@ -6,7 +6,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use longshore_coordinator::api::types::LogLine;
-use longshore_coordinator::core::view::{RunView, StepPhase, StepView};
+use longshore_coordinator::core::view::{RemakeView, RunView, StepPhase, StepView};
 use longshore_protocol::output::Ending;
 use longshore_protocol::{Attempt, Outcome, StepName};
 
@@ -130,7 +130,8 @@ impl Progress {
                 self.steps.insert(step.step.clone(), Told { colour: index, ..Told::default() });
             }
             // Nothing of it is known yet: whatever has ended is news.
-            let blank = |step: &StepView| StepView { outcome: None, attempts: Vec::new(), ..step.clone() };
+            let blank =
+                |step: &StepView| StepView { outcome: None, attempts: Vec::new(), remakes: Vec::new(), ..step.clone() };
             self.view = Some(RunView { steps: view.steps.iter().map(blank).collect(), ..view });
         } else if let Some(known) = &mut self.view {
             known.summary = view.summary;
@@ -146,6 +147,9 @@ impl Progress {
         let before = std::mem::replace(known, step.clone());
         if step.attempts.len() > before.attempts.len().max(1) {
             push_line(out, &retried(&step, self.style));
+        }
+        for remake in step.remakes.iter().skip(before.remakes.len()) {
+            push_line(out, &remade(&step, remake, self.style));
         }
         if before.outcome.is_none() && step.outcome.is_some() {
             self.ended.push((step.step, Instant::now()));
@@ -264,6 +268,13 @@ fn retried(step: &StepView, style: Style) -> String {
         .and_then(|before| step.attempts[before].outcome.as_ref())
         .map_or_else(|| "the one before reached nobody".to_owned(), ToString::to_string);
     style.paint(Colour::Yellow, &format!("↻ {}  attempt {last}: {because}", step.step))
+}
+
+/// P20: the step stays as it settled; its lines come again under the remake's own name.
+fn remade(step: &StepView, remake: &RemakeView, style: Style) -> String {
+    let because = remake.because.as_deref().unwrap_or("a later step needed it once more");
+    let words = format!("↻ {}  made again as {}: {because}", step.step, remake.name);
+    style.paint(Colour::Yellow, &words)
 }
 
 fn push_line(out: &mut Vec<u8>, line: &str) {

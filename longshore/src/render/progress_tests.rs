@@ -18,6 +18,7 @@ fn step(name: &str) -> StepView {
         outcome: None,
         cached: false,
         attempts: Vec::new(),
+        remakes: Vec::new(),
     }
 }
 
@@ -33,7 +34,9 @@ fn attempt(n: u32, outcome: Option<Outcome>, stdout: u64) -> AttemptView {
         output: outcome.as_ref().map(|_| Offsets { stdout, stderr: 0 }),
         outcome,
         snapshot: None,
+        parked: false,
         phases: None,
+        usage: None,
         log_closed: false,
     }
 }
@@ -110,6 +113,24 @@ fn a_retry_says_what_became_of_the_attempt_before() {
     let again = StepView { phase: StepPhase::Running, attempts, ..step("greet") };
     let out = told(&mut progress, vec![view(vec![step("greet")]), Update::Step(Box::new(again))]);
     assert!(out.ends_with("↻ greet  attempt 2: infra{lease, the worker was lost}\n"), "{out}");
+}
+
+#[test]
+fn p20_what_is_made_again_is_told_once_and_the_step_stays_as_it_settled() {
+    let mut progress = Progress::new(Style::PLAIN);
+    let built = settled("build", Outcome::Passed, 0);
+    told(&mut progress, vec![view(vec![built.clone(), step("test")])]);
+    let remake = RemakeView {
+        name: "build~1".into(),
+        execution: ExecutionId::of_remake(built.execution, 1),
+        because: Some("test did not find it".to_owned()),
+        phase: StepPhase::Running,
+        outcome: None,
+        attempts: vec![attempt(1, None, 0)],
+    };
+    let again = || Update::Step(Box::new(StepView { remakes: vec![remake.clone()], ..built.clone() }));
+    let out = told(&mut progress, vec![again(), line("build~1", "compiling"), again()]);
+    assert_eq!(out, "↻ build  made again as build~1: test did not find it\nbuild~1 | compiling\n");
 }
 
 #[test]

@@ -5,13 +5,15 @@
 //! identity.json     its id, and the Engine that the id is bound to
 //! start.json        how often it was started
 //! epoch.json        the highest epoch that it has obeyed (P22)
-//! attempts/X-N.json one record per attempt (P9)
+//! records.log       its attempts and parked containers (P9, P19)
 //! spool/X-N.log     one attempt's output (P14, P16)
+//! engine/           what the Engine needs: the supervisor, and a directory for each container
 //! ```
 //!
 //! Small files are written beside their place, synced and renamed, so that a crash leaves the old one or
-//! the new one. The spool is appended to; a torn end is cut off by whoever opens it next.
+//! the new one. Records and spools are appended to; a torn end is cut off by whoever opens it next.
 
+pub(crate) mod log;
 pub(crate) mod records;
 pub(crate) mod spool;
 
@@ -25,6 +27,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::log::RecordLog;
 use crate::error::WorkerError;
 
 /// A worker's state directory, locked for as long as this value lives.
@@ -54,7 +57,7 @@ struct HighestEpoch {
 impl Disk {
     /// Makes the directory if it is missing, and locks it. P10: one process uses it at a time.
     pub(crate) fn open(dir: &Path) -> Result<Self, WorkerError> {
-        for part in [dir.to_owned(), dir.join(records::DIR), dir.join(spool::DIR)] {
+        for part in [dir.to_owned(), dir.join(spool::DIR), dir.join(ENGINE)] {
             // 0700: output may hold what its readers must not see.
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&part);
             made.map_err(|source| WorkerError::State { path: part, source })?;
@@ -82,7 +85,7 @@ impl Disk {
                 return Ok(known.worker.clone());
             }
             // Before the new id is written: a crash between the two leaves the old worker without records.
-            self.remove_all_attempts()?;
+            self.remove_records()?;
         }
         let made = || format!("w{:016x}", random()).parse().expect("hex digits after a letter are a name");
         let worker = given.cloned().unwrap_or_else(made);
@@ -109,9 +112,27 @@ impl Disk {
         self.write("epoch.json", &HighestEpoch { epoch })
     }
 
+    /// P10: what the last incarnation left. Spools that no record names are removed.
+    pub(crate) fn take_over(&self) -> Result<RecordLog, WorkerError> {
+        let log = RecordLog::open(&self.dir)?;
+        self.remove_spools_but(&log.records())?;
+        Ok(log)
+    }
+
     /// The state directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The part of it that the Engine sees too, and at the same path.
+    pub(crate) fn engine_dir(&self) -> io::Result<PathBuf> {
+        std::path::absolute(self.dir.join(ENGINE))
+    }
+
+    /// For a directory that gets another worker's id.
+    fn remove_records(&self) -> Result<(), WorkerError> {
+        let path = self.dir.join(log::NAME);
+        records::remove_if_there(&path).map_err(|source| WorkerError::State { path, source })
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, WorkerError> {
@@ -139,6 +160,16 @@ fn random() -> u64 {
     bytes.copy_from_slice(&hash.as_bytes()[..8]);
     u64::from_le_bytes(bytes)
 }
+
+/// The first bytes of the hash of what was written: how a torn frame is known.
+fn check(payload: &[u8]) -> [u8; 4] {
+    let hash = blake3::hash(payload);
+    let [a, b, c, d, ..] = *hash.as_bytes();
+    [a, b, c, d]
+}
+
+/// Below the state directory.
+const ENGINE: &str = "engine";
 
 /// Ends names that are being written. Whoever opens the directory removes them.
 const UNFINISHED: &str = ".new";
@@ -181,6 +212,23 @@ mod tests {
         assert!(error.contains(&dir.path().display().to_string()), "{error}");
         drop(first);
         Disk::open(dir.path()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn p10_another_id_does_not_speak_for_the_former_ones_attempts() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        disk.identity(Some(&"first".parse().unwrap()), &engine("e")).unwrap();
+        let claimed = records::tests::claimed("a");
+        let spool = disk.spool_path(records::AttemptKey::of(&claimed.claim()));
+        disk.take_over().unwrap().add(claimed, log::Durable::Host).await.unwrap();
+        fs::write(&spool, b"").unwrap();
+        disk.identity(Some(&"first".parse().unwrap()), &engine("e")).unwrap();
+        assert_eq!(disk.take_over().unwrap().records().open().count(), 1);
+        assert!(spool.exists());
+        disk.identity(Some(&"second".parse().unwrap()), &engine("e")).unwrap();
+        assert_eq!(disk.take_over().unwrap().records().open().count(), 0);
+        assert!(!spool.exists(), "nobody asks for it any more");
     }
 
     #[test]

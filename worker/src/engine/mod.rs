@@ -6,14 +6,16 @@ mod injected;
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use longshore_protocol::event::Usage;
 use longshore_protocol::job::{Network, Resources};
-use longshore_protocol::output::Stream;
+use longshore_protocol::output::{Offsets, Stream};
 use longshore_protocol::{EngineId, Fence, SnapshotId, WorkerId};
 use tokio::io::AsyncRead;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How many pieces of output wait between the Engine's stream and the spool. A piece is at most
 /// 64 KiB, so one step holds 1 MiB; beyond that the step blocks on its pipe.
@@ -21,40 +23,82 @@ pub const OUTPUT_PIECES_MAX: usize = 16;
 
 /// Containers, images and snapshots of one Engine.
 ///
-/// Every method may be called at the same time as any other, but for one container they come in the
-/// order create → inject* → start → (stop)* → commit? → destroy. An error leaves behind what its
-/// method's text says, and nothing else.
+/// Every method may be called at the same time as any other, but for one container they come in the order
+/// create → (inject* → start → (stop)*)+ → commit* → destroy, where between two commands stands a [`clean`](Self::clean),
+/// and a commit only where nothing runs. An error leaves behind what its method's text says, and nothing else.
+///
+/// What a supervisor needs (P16, P17), and what only it can do, stands with `supervised`: without one
+/// ([`Way::Direct`]) a container carries out one command, and neither goes on with another nor is adopted.
 pub trait Engine: Clone + Send + Sync + 'static {
     /// Who it is. The cheapest call: also the probe of whether it is there.
     fn info(&self) -> impl Future<Output = Result<EngineInfo, EngineError>> + Send;
+
+    /// Takes up one worker's work: once, before anything is created. Unpacks the supervisor, and takes over what the
+    /// Engine kept for the worker's last incarnation (network namespaces); what it keeps from now on is made
+    /// meanwhile, nobody waits for it.
+    fn begin(&self, duty: Duty) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// How commands are run here. Found out once, by a container that tries it; until then this waits.
+    fn way(&self) -> impl Future<Output = Result<Way, EngineError>> + Send;
+
+    /// Removes what the Engine kept for the worker: the last call of one that leaves in order.
+    fn end(&self) -> impl Future<Output = ()> + Send;
 
     /// Makes an image exist here and answers with its id. One pull per reference however many ask;
     /// never all tags. What is already here is not pulled again.
     fn ensure_image(&self, reference: &str) -> impl Future<Output = Result<ImageId, EngineError>> + Send;
 
-    /// Makes a container, not started. On an error there is none of that name, or it is an older one
-    /// of the same name, which means that the fence was used twice ([`EngineError::Exists`]).
-    fn create(&self, spec: &ContainerSpec) -> impl Future<Output = Result<(), EngineError>> + Send;
+    /// Makes a container in which a command can be started; supervised: its supervisor runs and answers. On an error
+    /// there is none of that name, or it is an older one of the same name, which means that the fence was used twice
+    /// ([`EngineError::Exists`]).
+    fn create(&self, spec: &ContainerSpec) -> impl Future<Output = Result<Created, EngineError>> + Send;
 
-    /// Streams a tar (uncompressed) into a created container, in constant memory. `target` is absolute; it and
-    /// its parents are made if missing. The tar's entries stay under it. On an error part of it may be there.
+    /// Streams a tar (uncompressed) into a container in which no command runs, in constant memory. `target` is
+    /// absolute; it and its parents are made if missing, and belong to `user` (`None`: the image's) like all that is
+    /// unpacked. The tar's entries stay under it. On an error part of it may be there.
     fn inject(
         &self,
         container: &ContainerName,
+        user: Option<&str>,
         target: &str,
         tar: impl AsyncRead + Send + Unpin + 'static,
     ) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Starts the command, attached from before its first instruction: no byte of its output is missed.
-    fn start(&self, container: &ContainerName) -> impl Future<Output = Result<Running, EngineError>> + Send;
+    /// Starts a command; no byte of its output is missed. Direct: the one that the container was created with.
+    fn start(
+        &self,
+        container: &ContainerName,
+        command: &CommandSpec,
+    ) -> impl Future<Output = Result<Running, EngineError>> + Send;
 
-    /// Ends a running container: TERM to its first process, KILL after `grace`. Returns when nothing in
-    /// it runs any more. `Ok` also if it had ended or does not exist.
+    /// Ends a running command: TERM, KILL after `grace`. Returns when nothing of it runs any more, and its
+    /// [`Running::exit`] follows. `Ok` also if it had ended or the container does not exist.
     fn stop(&self, container: &ContainerName, grace: Duration) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Commits a container in which nothing runs, with the own CMD, ENTRYPOINT, User, `WorkingDir` and
-    /// environment of the image that it was made from. One try; the caller retries by [`EngineError::class`].
-    /// On an error there is no such snapshot, or the one that was there before.
+    /// Supervised: takes away what no step hands on to the next (design page, section 7), so that another command
+    /// may go on in the container. After an error, or [`Cleaned::Unfit`], none may.
+    fn clean(&self, container: &ContainerName) -> impl Future<Output = Result<Cleaned, EngineError>> + Send;
+
+    /// Supervised: gives a clean container other limits, if they differ from what it has.
+    fn fit(
+        &self,
+        container: &ContainerName,
+        resources: &Resources,
+    ) -> impl Future<Output = Result<(), EngineError>> + Send;
+
+    /// Supervised: takes up a container that an earlier incarnation of the worker made (P10). `have` is how much of
+    /// its command's output is on this worker's disk: the rest comes (again). An error means that it is of no use,
+    /// [`EngineError::Gone`] that it is not there or does not run any more.
+    fn adopt(
+        &self,
+        container: &ContainerName,
+        have: Offsets,
+    ) -> impl Future<Output = Result<Adopted, EngineError>> + Send;
+
+    /// Commits a container in which no command runs, with the own CMD, ENTRYPOINT, User, `WorkingDir` and
+    /// environment of the image that it was made from; flattened before the layers become too many. One try; the
+    /// caller retries by [`EngineError::class`]. On an error there is no such snapshot, or the one that was there
+    /// before.
     fn commit(
         &self,
         container: &ContainerName,
@@ -73,8 +117,37 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// Removes a container with its anonymous volumes, running or not. `Ok` also if it is not here.
     fn destroy(&self, container: &ContainerName) -> impl Future<Output = Result<(), EngineError>> + Send;
 
-    /// Every container of Longshore's on this Engine, whoever's: the caller picks by [`ContainerName::owner`].
+    /// Every container of Longshore's that was made for an attempt, whoever's: the caller picks by
+    /// [`ContainerName::owner`]. What [`begin`](Self::begin) keeps for a worker is not among them.
     fn containers(&self) -> impl Future<Output = Result<Vec<ContainerName>, EngineError>> + Send;
+}
+
+/// Whose work an Engine does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duty {
+    /// In whose name containers and what they need are made.
+    pub worker: WorkerId,
+    /// The worker's alone, on its disk, at the same path for the Engine: the supervisor's binary, and a directory with
+    /// a socket for each container.
+    pub dir: PathBuf,
+    /// How many network namespaces are kept for containers that are to come: slots and parked ones.
+    pub namespaces: usize,
+    /// Do without supervisors, even where they would work.
+    pub direct: bool,
+    /// How long a supervisor goes on without hearing of its worker before it ends its container (P17): 10 min.
+    pub orphan: Duration,
+}
+
+/// How commands are run in an Engine's containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By a supervisor that is their first process.
+    Supervised,
+    /// As their first process.
+    Direct {
+        /// Why there is no supervisor, for people.
+        because: String,
+    },
 }
 
 /// A fence as a container's name: `longshore.<owner>.<execution>.<attempt>`. Names carry the identity, because
@@ -141,10 +214,25 @@ pub struct EngineInfo {
 /// A container to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ContainerSpec {
-    /// Its fence.
+    /// The fence of the attempt that it is made for. Attempts that go on in it do not rename it.
     pub name: ContainerName,
     /// An image's id, or a snapshot's reference: it must be here.
     pub image: String,
+    /// The first command to be started in it.
+    pub command: CommandSpec,
+    /// Limits; what is `None` is not limited by the Engine.
+    pub resources: Resources,
+    /// What it can reach.
+    pub network: Network,
+    /// Whom the run is charged to: what a network namespace was used for stays with its tenant.
+    pub tenant: String,
+}
+
+/// A command to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommandSpec {
+    /// Which attempt it is: [`Adopted::Command`] tells it again.
+    pub attempt: String,
     /// The process. Replaces the image's ENTRYPOINT and CMD.
     pub argv: Vec<String>,
     /// On top of the image's.
@@ -153,29 +241,90 @@ pub struct ContainerSpec {
     pub workdir: Option<String>,
     /// `None`: the image's.
     pub user: Option<String>,
-    /// Limits; what is `None` is not limited by the Engine.
-    pub resources: Resources,
-    /// What it can reach.
-    pub network: Network,
+    /// When it is over at the latest, counted from its start, whatever becomes of the worker (P17).
+    pub limit: Duration,
 }
 
-/// A started container. Dropping it detaches; the container goes on.
+/// A container that was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Created {
+    /// The VOLUMEs that its image declares: nothing in them is ever handed on.
+    pub volumes: Vec<String>,
+}
+
+/// What a container is after [`Engine::clean`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cleaned {
+    /// Another command may go on in it.
+    Ready,
+    /// It may still be committed, but not gone on in.
+    Unfit {
+        /// For people.
+        because: String,
+    },
+}
+
+/// What an adopted container was doing.
+#[derive(Debug)]
+pub enum Adopted {
+    /// No command was started in it since it was made or cleaned.
+    Idle,
+    /// This one runs, or has ended and nobody was told.
+    Command {
+        /// As its [`CommandSpec`] said.
+        attempt: String,
+        /// Since its start.
+        ran: Duration,
+        /// As if it had just been started, with its output from where it was asked for.
+        running: Running,
+    },
+}
+
+/// A started command. Dropping it detaches; the command goes on.
 #[derive(Debug)]
 pub struct Running {
-    /// What the command writes, as it was read: pieces of at most 64 KiB, cut anywhere. Closed when both
-    /// streams have ended or the Engine's stream broke; which of them, [`exit`](Self::exit) tells.
-    pub output: mpsc::Receiver<(Stream, Bytes)>,
-    /// How the command ended: exactly one answer. It comes after the last piece of output was sent.
-    pub exit: tokio::sync::oneshot::Receiver<Result<Exit, EngineError>>,
+    /// What the command writes, as it was read. Closed when both streams have ended or the connection broke; which
+    /// of them, [`exit`](Self::exit) tells.
+    pub output: mpsc::Receiver<Piece>,
+    /// How the command ended: exactly one answer. It comes after the last piece of output was sent. A supervisor keeps
+    /// it until the container's next command, so what is lost of it here is found again by [`Engine::adopt`] (P16).
+    pub exit: oneshot::Receiver<Result<Exit, EngineError>>,
+    /// How much of the output is on the worker's own disk: moved on by whoever spools. A supervisor keeps the rest, and
+    /// behind a bounded rest the command blocks (P16).
+    pub spooled: watch::Sender<Offsets>,
+}
+
+/// Some output of one stream, cut anywhere; at most 64 KiB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Which stream.
+    pub stream: Stream,
+    /// When it was read from the command's pipe, ms since the Unix epoch.
+    pub at_ms: u64,
+    /// As it was written.
+    pub bytes: Bytes,
 }
 
 /// How the command ended, as the kernel reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// The exit status; `128 + n` where a signal did it.
-    pub code: u8,
+    /// Its status.
+    pub status: ExitStatus,
     /// Whether the kernel's OOM killer ended a process of it.
     pub oom_killed: bool,
+    /// How long it ran until its own end, however late its output was read; if somebody could tell.
+    pub ran: Option<Duration>,
+    /// What it used, if somebody could tell.
+    pub usage: Option<Usage>,
+}
+
+/// What `wait(2)` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It exited; `128 + n` may also be a signal, where there is no supervisor to tell.
+    Code(u8),
+    /// A signal ended it.
+    Signal(u8),
 }
 
 /// A commit that was made.
@@ -273,7 +422,9 @@ impl EngineError {
         match self {
             Self::Unreachable { .. } | Self::Slow { .. } | Self::Input { .. } => ErrorClass::Retry,
             Self::Refused { status, .. } if *status >= 500 || matches!(status, 408 | 409 | 429) => ErrorClass::Retry,
-            Self::DiskFull { .. } | Self::Gone { .. } | Self::Exists { .. } => ErrorClass::Host,
+            Self::DiskFull { .. } | Self::Gone { .. } | Self::Exists { .. } | Self::Refused { status: 410, .. } => {
+                ErrorClass::Host
+            }
             Self::NoImage { .. } | Self::CannotStart { .. } | Self::Refused { .. } => ErrorClass::Request,
         }
     }

@@ -2,7 +2,7 @@
 
 use longshore_protocol::broker::{Broker as _, REASON_HEADER};
 use longshore_protocol::control::Control;
-use longshore_protocol::event::Event;
+use longshore_protocol::event::{AttemptRecord, Event, Phase};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::{Outcome, Shard, wire};
 
@@ -25,28 +25,31 @@ async fn p4_the_record_is_on_disk_before_accepted_and_nothing_runs_before_its_co
     worker.crash().await;
     assert_eq!(fleet.broker.waiting(&fleet.pool_queue()).await.unwrap(), 1);
     let (worker, hello) = fleet.started().await;
-    assert_eq!(hello.records, [], "nothing ran, so nothing is adopted");
-    assert_eq!(fleet.accepted().await, claim(&job));
+    // P10: it goes on with what it has on disk. The job that comes again is acked and dropped (P4).
+    let preparing = AttemptRecord { claim: claim(&job), phase: Phase::Preparing };
+    assert_eq!(hello.records, [preparing]);
+    assert!(matches!(fleet.event().await, Event::Started(started) if started.claim == claim(&job)));
     assert_eq!(fleet.finished().await.outcome, Outcome::Passed);
+    assert_eq!(fleet.broker.waiting(&fleet.pool_queue()).await.unwrap(), 0);
     worker.stop().await;
 }
 
 #[tokio::test]
 async fn p4_nothing_is_unacknowledged_while_a_step_runs() {
     let mut fleet = Fleet::new().await;
+    // Without supervisors nothing is adopted either.
+    fleet.direct = true;
     let (worker, _) = fleet.started().await;
     let job = fleet.job("a", "sleep 1000");
-    fleet.dispatch(&job).await;
-    assert_eq!(fleet.accepted().await, claim(&job));
-    let Event::Started(started) = fleet.event().await else { panic!("started was expected") };
-    assert_eq!(started.claim, claim(&job));
-    assert_eq!(fleet.containers().await, [started.container]);
+    fleet.running(&job).await;
+    assert_eq!(fleet.containers().await, [fleet.container.clone()]);
     worker.crash().await;
     assert_eq!(fleet.broker.waiting(&fleet.pool_queue()).await.unwrap(), 0, "it was acked");
 
     let (worker, hello) = fleet.started().await;
-    assert_eq!(hello.records, []);
-    assert!(fleet.containers().await.is_empty(), "swept before hello");
+    assert_eq!(hello.records, [AttemptRecord { claim: claim(&job), phase: Phase::Running }]);
+    assert!(fleet.containers().await.is_empty(), "removed before hello");
+    assert!(fleet.finished().await.outcome.is_infra(), "and told as lost");
     worker.stop().await;
 }
 

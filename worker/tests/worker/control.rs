@@ -11,9 +11,7 @@ use crate::fleet::{Fleet, Process, claim, fence};
 
 async fn running(fleet: &mut Fleet, step: &str) -> Job {
     let job = fleet.job(step, "sleep 1000");
-    fleet.dispatch(&job).await;
-    assert_eq!(fleet.accepted().await, claim(&job));
-    assert!(matches!(fleet.event().await, Event::Started(_)));
+    fleet.running(&job).await;
     job
 }
 

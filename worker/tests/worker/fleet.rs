@@ -15,6 +15,7 @@ use longshore_protocol::topology::{Queue, Topology};
 use longshore_protocol::{
     Attempt, Epoch, ExecutionId, Fence, Incarnation, PoolName, RunId, Shard, StepName, WorkerId, wire,
 };
+use longshore_worker::config::PARKED_FOR;
 use longshore_worker::engine::fake::FakeEngine;
 use longshore_worker::{BlobSource, Config, Worker, WorkerError};
 use serde::de::DeserializeOwned;
@@ -37,7 +38,12 @@ pub(crate) struct Fleet {
     pub(crate) epoch: Epoch,
     pub(crate) slots: u32,
     pub(crate) spool_bytes_max: u64,
+    pub(crate) parked_max: Option<u32>,
+    pub(crate) parked_for: Duration,
+    pub(crate) direct: bool,
     pub(crate) run: RunId,
+    /// Where the last command that `started` told of runs.
+    pub(crate) container: String,
     /// The last event that was read: who sent it, and its number.
     seen: Option<(Incarnation, u64)>,
     events: Consumer,
@@ -63,7 +69,11 @@ impl Fleet {
             epoch: Epoch(1),
             slots: 1,
             spool_bytes_max: 1 << 30,
+            parked_max: None,
+            parked_for: PARKED_FOR,
+            direct: false,
             run: RunId::new(),
+            container: String::new(),
             seen: None,
             events,
             heartbeats,
@@ -78,6 +88,9 @@ impl Fleet {
             lease: LEASE,
             heartbeat: Duration::from_millis(20),
             spool_bytes_max: self.spool_bytes_max,
+            parked_max: self.parked_max,
+            parked_for: self.parked_for,
+            direct: self.direct,
             ..Config::new("test", self.state(), blobs)
         }
     }
@@ -138,6 +151,13 @@ impl Fleet {
         }
     }
 
+    /// A step that goes on with what another one left.
+    pub(crate) fn child(&self, step: &str, script: &str, parent: &Finished) -> Job {
+        let Finished { claim, snapshot, .. } = parent.clone();
+        let base = Base::Parent { execution: claim.execution, attempt: claim.attempt, snapshot };
+        Job { base, ..self.job(step, script) }
+    }
+
     pub(crate) fn pool_queue(&self) -> Queue {
         self.topology.pool_jobs(Shard(0), &PoolName::default())
     }
@@ -162,6 +182,9 @@ impl Fleet {
     pub(crate) async fn message(&mut self) -> EventMessage {
         let message: EventMessage = next(&mut self.events, "event").await;
         self.seen = Some((message.incarnation, message.number));
+        if let Event::Started(started) = &message.event {
+            self.container.clone_from(&started.container);
+        }
         message
     }
 
@@ -174,6 +197,15 @@ impl Fleet {
         match self.event().await {
             Event::Accepted(claim) => claim,
             other => panic!("accepted was expected, not {other:?}"),
+        }
+    }
+
+    pub(crate) async fn running(&mut self, job: &Job) {
+        self.dispatch(job).await;
+        assert_eq!(self.accepted().await, claim(job));
+        match self.event().await {
+            Event::Started(started) => assert_eq!(started.claim, claim(job)),
+            other => panic!("started was expected, not {other:?}"),
         }
     }
 
@@ -216,6 +248,36 @@ impl Fleet {
             }
         };
         tokio::time::timeout(PATIENCE, search).await.expect("no such heartbeat came")
+    }
+
+    /// Carries out a job and answers what standard output it wrote.
+    pub(crate) async fn carry_out_and_read(&mut self, job: &Job) -> (Finished, String) {
+        let finished = self.carry_out(job).await;
+        let log = self.log(&claim(job), Offsets::default(), finished.output).await;
+        (finished, log.text(Stream::Stdout))
+    }
+
+    /// Waits until just these attempts' containers are parked.
+    pub(crate) async fn parks(&mut self, parked: &[&Finished]) {
+        let mut expected: Vec<_> = parked.iter().map(|finished| finished.claim.execution).collect();
+        expected.sort_unstable();
+        self.heartbeat_where(|hb| {
+            let mut found: Vec<_> = hb.parked.iter().map(|claim| claim.execution).collect();
+            found.sort_unstable();
+            found == expected
+        })
+        .await;
+    }
+
+    /// Waits until what is removed behind the steps is removed.
+    pub(crate) async fn has_containers(&mut self, count: usize) {
+        let search = async {
+            // Each heartbeat is a moment later.
+            while self.containers().await.len() != count {
+                self.heartbeat().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, search).await.expect("so many containers are never there");
     }
 
     /// Waits until a worker holds nothing any more.
@@ -263,10 +325,25 @@ impl Fleet {
 
     /// Whether an attempt's record and spool are on the disk.
     pub(crate) fn on_disk(&self, claim: &Claim) -> (bool, bool) {
-        let name = format!("{}-{}", claim.execution.to_hex(), claim.attempt);
-        let there = |path: String| self.state().join(path).exists();
-        (there(format!("attempts/{name}.json")), there(format!("spool/{name}.log")))
+        let spool = format!("spool/{}-{}.log", claim.execution.to_hex(), claim.attempt);
+        let known = entries(&std::fs::read(self.state().join("records.log")).unwrap_or_default())
+            .into_iter()
+            .filter(|entry| entry.to_string().contains(&claim.execution.to_string()))
+            .fold(false, |_, entry| entry["entry"] != "forgotten");
+        (known, self.state().join(spool).exists())
     }
+}
+
+/// The entries of a worker's record log: each behind its length and its check, four bytes each. A torn end is none.
+fn entries(mut bytes: &[u8]) -> Vec<serde_json::Value> {
+    let mut entries = Vec::new();
+    while let Some((header, rest)) = bytes.split_first_chunk::<8>() {
+        let len = u32::from_le_bytes(*header.first_chunk().unwrap()) as usize;
+        let Some((entry, rest)) = rest.split_at_checked(len) else { break };
+        entries.push(serde_json::from_slice(entry).unwrap());
+        bytes = rest;
+    }
+    entries
 }
 
 #[derive(Debug, Default)]

@@ -1,6 +1,7 @@
 //! P10: who a worker is across starts, and what it takes over.
 
 use std::path::Path;
+use std::time::Duration;
 
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Phase};
@@ -8,7 +9,7 @@ use longshore_protocol::job::{Network, Resources};
 use longshore_protocol::output::{Offsets, Stream};
 use longshore_protocol::{Attempt, ExecutionId, Fence, Outcome, WorkerId};
 use longshore_worker::engine::fake::FakeEngine;
-use longshore_worker::engine::{ContainerName, ContainerSpec, Engine as _};
+use longshore_worker::engine::{CommandSpec, ContainerName, ContainerSpec, Engine as _};
 use longshore_worker::{Config, WorkerError};
 
 use crate::fleet::{Fleet, Process, claim, claims};
@@ -123,12 +124,17 @@ async fn sweeping_leaves_what_others_own() {
         let spec = ContainerSpec {
             name: name.clone(),
             image: "base:latest".to_owned(),
-            argv: vec!["true".to_owned()],
-            env: Vec::new(),
-            workdir: None,
-            user: None,
+            command: CommandSpec {
+                attempt: "another".to_owned(),
+                argv: vec!["true".to_owned()],
+                env: Vec::new(),
+                workdir: None,
+                user: None,
+                limit: Duration::from_mins(1),
+            },
             resources: Resources::default(),
             network: Network::None,
+            tenant: "default".to_owned(),
         };
         fleet.engine.create(&spec).await.unwrap();
     }

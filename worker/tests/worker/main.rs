@@ -12,6 +12,7 @@ mod claims;
 mod control;
 mod http;
 mod identity;
+mod parking;
 mod real;
 mod reports;
 mod steps;

@@ -112,10 +112,10 @@ async fn a_worker_on_rabbitmq_and_docker_carries_out_keeps_and_cancels() {
     let parent = Job { keep: Keep::Snapshot, ..real.job("parent", "echo one; echo two > /f") };
     real.send(&parent).await;
     let finished = real.finished().await;
-    assert_eq!((finished.outcome, finished.output.stdout), (Outcome::Passed, 4));
+    assert_eq!((&finished.outcome, finished.output.stdout), (&Outcome::Passed, 4));
 
-    let base = Base::Snapshot { id: finished.snapshot.unwrap() };
-    real.send(&Job { base, ..real.job("child", "cat /f; exit 3") }).await;
+    let child = real.fleet.child("child", "cat /f; exit 3", &finished);
+    real.send(&child).await;
     let finished = real.finished().await;
     assert_eq!((finished.outcome, finished.output.stdout), (Outcome::Failed { exit: 3 }, 4));
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Finished};
 use longshore_protocol::job::{Base, Command, Job, Keep, Source, StepSpec};
+use longshore_protocol::outcome::SNAPSHOT_LOST;
 use longshore_protocol::output::{Offsets, Stream};
 use longshore_protocol::{BlobHash, InfraStage, Outcome, SnapshotId};
 use longshore_worker::engine::EngineError;
@@ -22,10 +23,6 @@ fn infra_reason(finished: &Finished, stage: InfraStage) -> &str {
         Outcome::Infra { stage: found, reason } if *found == stage => reason,
         other => panic!("infra{{{stage}, …}} was expected, not {other}"),
     }
-}
-
-fn from(snapshot: SnapshotId) -> Base {
-    Base::Snapshot { id: snapshot }
 }
 
 fn refused() -> EngineError {
@@ -55,10 +52,13 @@ async fn exit_codes_are_the_kernels() {
         ("true", Outcome::Passed),
         ("exit 1", Outcome::Failed { exit: 1 }),
         ("exit 137", Outcome::Failed { exit: 137 }),
+        ("kill -9 $$", Outcome::Signaled { signal: 9 }),
         ("oom", Outcome::OomKilled),
     ] {
         let job = fleet.job(script, script);
-        assert_eq!(fleet.carry_out(&job).await.outcome, outcome, "{script}");
+        let finished = fleet.carry_out(&job).await;
+        assert_eq!(finished.outcome, outcome, "{script}");
+        assert!(finished.usage.is_some_and(|usage| usage.max_rss_bytes > 0), "{script}");
     }
     worker.stop().await;
 }
@@ -93,16 +93,18 @@ async fn files_are_handed_on() {
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;
     let parent = Job { keep: Keep::Snapshot, ..fleet.job("parent", "echo from the parent > /f") };
-    let snapshot = fleet.carry_out(&parent).await.snapshot.unwrap();
+    let left = fleet.carry_out(&parent).await;
+    let snapshot = left.snapshot.clone().unwrap();
     assert_eq!(snapshot, SnapshotId::ephemeral(&fence(&parent, &worker.id)));
-    let child = Job { base: from(snapshot), ..fleet.job("child", "cat /f") };
+    let child = fleet.child("child", "cat /f", &left);
     let (finished, log) = ends(&mut fleet, &child).await;
     assert_eq!(finished.snapshot, None);
     assert_eq!(log.text(Stream::Stdout), "from the parent\n");
 
-    let lost = Job { base: from(SnapshotId("longshore/w:gone".to_owned())), ..fleet.job("lost", "true") };
+    let nobodys = Finished { claim: claim(&fleet.job("nobody", "")), snapshot: None, ..left };
+    let lost = fleet.child("lost", "true", &nobodys);
     let (finished, _) = ends(&mut fleet, &lost).await;
-    assert_eq!(infra_reason(&finished, InfraStage::Prepare), "snapshot_lost");
+    assert_eq!(infra_reason(&finished, InfraStage::Prepare), SNAPSHOT_LOST);
     worker.stop().await;
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::{ClientVersion, Docker};
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::super::EngineError;
-use super::{DockerEngine, PULLS_MAX, Shared, errors, image};
+use super::{DockerEngine, Shared, errors, image, namespaces, supervised};
 
 /// Where Docker listens unless told otherwise.
 const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
@@ -56,16 +56,18 @@ pub(super) async fn connect(address: Option<&str>) -> Result<DockerEngine, Engin
             ),
         });
     }
-    let engine = DockerEngine {
-        shared: Arc::new(Shared {
-            client,
-            address,
-            config_dir: config_dir(),
-            pulls: image::Pulls::default(),
-            pull_gate: Semaphore::new(PULLS_MAX),
-        }),
+    let life = CancellationToken::new();
+    let handle = Some(Arc::new(life.clone().drop_guard()));
+    let shared = Shared {
+        client,
+        address,
+        config_dir: config_dir(),
+        pulls: image::Pulls::default(),
+        supervised: supervised::Supervised::default(),
+        namespaces: namespaces::Namespaces::default(),
+        life,
     };
-    Ok(engine)
+    Ok(DockerEngine { shared: Arc::new(shared), _handle: handle })
 }
 
 /// The client looks for the socket's file before it connects, and says less about it than the kernel.

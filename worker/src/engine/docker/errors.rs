@@ -40,8 +40,13 @@ fn is_disk_full(reason: &str) -> bool {
 
 /// A 404 about a container means that there is none.
 pub(super) fn gone(error: EngineError, container: &ContainerName) -> EngineError {
+    none_of(error, container.as_str())
+}
+
+/// The same, for a container of any name.
+pub(super) fn none_of(error: EngineError, container: &str) -> EngineError {
     match error {
-        EngineError::Refused { status: 404, .. } => EngineError::Gone { name: container.to_string() },
+        EngineError::Refused { status: 404, .. } => EngineError::Gone { name: container.to_owned() },
         error => error,
     }
 }

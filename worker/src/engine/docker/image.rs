@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bollard::models::CreateImageInfo;
 use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use futures_util::stream::StreamExt;
@@ -11,6 +12,7 @@ use futures_util::stream::StreamExt;
 use super::super::{EngineError, ImageId};
 use super::reference::{Reference, is_image_id};
 use super::{DockerEngine, credentials, errors};
+use crate::gates::Gate;
 
 /// A pull that says nothing for so long is stuck. How long it takes in all depends on the image and the line,
 /// but its progress is told several times a second.
@@ -19,9 +21,23 @@ const PULL_SILENCE: Duration = Duration::from_mins(5);
 /// Everybody who asked for an image while it was on its way gets the same answer, a failure too.
 type Pull = Shared<BoxFuture<'static, Result<ImageId, EngineError>>>;
 
-/// The pulls under way, by written-out reference.
-#[derive(Default)]
-pub(super) struct Pulls(Mutex<HashMap<String, Pull>>);
+/// A pull of so many bytes takes twice as long as one of none: half a second of questions to a registry, and 70 MB
+/// a second, both as measured on the reference machine.
+const PULL_BYTES: f64 = 35e6;
+
+/// The pulls under way.
+pub(super) struct Pulls {
+    /// By written-out reference.
+    under_way: Mutex<HashMap<String, Pull>>,
+    /// Waiting for it does not count towards a pull's time limit, and nothing that is here waits.
+    gate: Gate,
+}
+
+impl Default for Pulls {
+    fn default() -> Self {
+        Self { under_way: Mutex::default(), gate: Gate::pulls() }
+    }
+}
 
 pub(super) async fn ensure(engine: &DockerEngine, text: &str) -> Result<ImageId, EngineError> {
     let no_image = |reason: String| EngineError::NoImage { reference: text.to_owned(), reason };
@@ -50,7 +66,7 @@ async fn look_up(engine: &DockerEngine, reference: &Reference) -> Result<Option<
 async fn join_pull(engine: &DockerEngine, reference: Reference) -> Result<ImageId, EngineError> {
     let key = reference.to_string();
     let pull = {
-        let mut under_way = engine.shared.pulls.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = engine.shared.pulls.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         let begin = || {
             // A task of its own: it goes on when the step that asked first is cancelled.
             let task = tokio::spawn(pull_and_forget(engine.clone(), reference));
@@ -67,18 +83,21 @@ fn died(error: &tokio::task::JoinError) -> EngineError {
 
 async fn pull_and_forget(engine: DockerEngine, reference: Reference) -> Result<ImageId, EngineError> {
     let answer = pull_unless_here(&engine, &reference).await;
-    let mut under_way = engine.shared.pulls.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut under_way = engine.shared.pulls.under_way.lock().unwrap_or_else(PoisonError::into_inner);
     under_way.remove(&reference.to_string());
     answer
 }
 
 async fn pull_unless_here(engine: &DockerEngine, reference: &Reference) -> Result<ImageId, EngineError> {
-    let _permit = engine.shared.pull_gate.acquire().await.expect("INVARIANT: no gate is ever closed");
+    let permit = engine.shared.pulls.gate.enter().await;
     // An earlier pull may have ended between the caller's look and its joining.
     if let Some(id) = look_up(engine, reference).await? {
         return Ok(id);
     }
-    pull(engine, reference).await?;
+    let pulled = pull(engine, reference).await;
+    let work = pulled.as_ref().map_or(1.0, |bytes| 1.0 + *bytes as f64 / PULL_BYTES);
+    permit.done_work(&pulled, work);
+    pulled?;
     look_up(engine, reference).await?.ok_or_else(|| EngineError::Refused {
         operation: "pull",
         status: 500,
@@ -86,8 +105,9 @@ async fn pull_unless_here(engine: &DockerEngine, reference: &Reference) -> Resul
     })
 }
 
-/// Pulls one tag or digest. Errors are found inside the answer as well, which began with 200.
-async fn pull(engine: &DockerEngine, reference: &Reference) -> Result<(), EngineError> {
+/// Pulls one tag or digest; answers with how many bytes came. Errors are found inside the answer as well, which began
+/// with 200.
+async fn pull(engine: &DockerEngine, reference: &Reference) -> Result<u64, EngineError> {
     let found = credentials::find(&engine.shared.config_dir, &reference.registry).await;
     let authenticated = found.is_some();
     let client = match found {
@@ -103,10 +123,11 @@ async fn pull(engine: &DockerEngine, reference: &Reference) -> Result<(), Engine
     tracing::info!(image = %reference, authenticated, "pulling");
     let options = CreateImageOptionsBuilder::new().from_image(&reference.name()).tag(reference.version()).build();
     let mut progress = client.create_image(Some(options), None, None);
+    let mut layers = HashMap::new();
     loop {
         match tokio::time::timeout(PULL_SILENCE, progress.next()).await {
-            Ok(None) => return Ok(()),
-            Ok(Some(Ok(_))) => {}
+            Ok(None) => return Ok(layers.values().sum()),
+            Ok(Some(Ok(told))) => layers.extend(downloaded(told)),
             Ok(Some(Err(error))) => {
                 let error = errors::from_client(&engine.shared.address, "pull", error);
                 return Err(classify(error, reference));
@@ -114,6 +135,12 @@ async fn pull(engine: &DockerEngine, reference: &Reference) -> Result<(), Engine
             Err(_) => return Err(EngineError::Slow { operation: "pull", limit: PULL_SILENCE }),
         }
     }
+}
+
+/// A layer that is on its way, and how big it is as it travels.
+fn downloaded(told: CreateImageInfo) -> Option<(String, u64)> {
+    let total = told.progress_detail.filter(|_| told.status.as_deref() == Some("Downloading"))?.total?;
+    Some((told.id?, u64::try_from(total).ok()?))
 }
 
 /// Tells "there is no such image, or not for you" from a registry that has a bad moment. The Engine passes the

@@ -30,13 +30,15 @@ const CHUNKS_MAX: usize = 4;
 pub(super) async fn inject(
     engine: &DockerEngine,
     container: &ContainerName,
+    user: Option<&str>,
     target: &str,
     tar: impl AsyncRead + Send + Unpin + 'static,
 ) -> Result<(), EngineError> {
     let refused = |reason| EngineError::Refused { operation: "inject", status: 400, reason };
     let target = injected::target_path(target).map_err(refused)?;
     let inspected = engine.inspect(container).await?;
-    let user = inspected.config.and_then(|config| config.user).unwrap_or_default();
+    let of_container = inspected.config.and_then(|config| config.user).unwrap_or_default();
+    let user = user.map_or(of_container, str::to_owned);
     let owner = owner::find(engine, container, &user).await?;
     let missing = missing_directories(engine, container, &target).await?;
     upload(engine, container, Placement { target, missing, owner }, tar).await

@@ -3,10 +3,13 @@
 //! 1. [`connect`] finds it and agrees on a version;
 //! 2. [`image`] makes an image exist: [`reference`], [`credentials`];
 //! 3. [`create`] what a step is given, and what not (`docs/containers.md`);
-//! 4. [`inject`] streams files into a created container, owned by whom [`owner`] finds;
-//! 5. [`run`] attaches, starts, and reports output and exit;
+//! 4. [`supervised`] runs commands by a supervisor that is their container's first process: where that works
+//!    (`docs/containers.md`), and where it does not:
+//!    - [`inject`] streams files into a created container, owned by whom [`owner`] finds;
+//!    - [`run`] attaches, starts, and reports output and exit;
+//! 5. [`namespaces`] keeps network namespaces for containers to come;
 //! 6. [`stop`] ends what runs, and removes it;
-//! 7. [`snapshot`] commits, lists and removes what steps left.
+//! 7. [`snapshot`] commits, lists and removes what steps left, [`flatten`] what became too deep.
 //!
 //! Every call passes through [`DockerEngine::limited`]: a time limit with a reason, and errors by class.
 
@@ -14,13 +17,18 @@ mod connect;
 mod create;
 mod credentials;
 mod errors;
+mod flatten;
 mod image;
 mod inject;
+mod namespaces;
 mod owner;
 mod reference;
 mod run;
 mod snapshot;
 mod stop;
+mod supervised;
+
+pub(crate) use namespaces::NAMESPACE_METRICS;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -29,23 +37,31 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::models::{ContainerInspectResponse, ImageInspect};
+use longshore_protocol::job::Resources;
+use longshore_protocol::output::Offsets;
 use longshore_protocol::{EngineId, SnapshotId};
 use tokio::io::AsyncRead;
-use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Committed, ContainerName, ContainerSpec, Engine, EngineError, EngineInfo, ImageId, Running};
+use super::{
+    Adopted, Cleaned, CommandSpec, Committed, ContainerName, ContainerSpec, Created, Duty, Engine, EngineError,
+    EngineInfo, ImageId, Running, Way,
+};
 
 /// A question about one thing: answered from memory in milliseconds. A host that swaps or has a hundred
 /// containers starting has been seen to take seconds, never this long.
 const QUESTION: Duration = Duration::from_secs(30);
 
-/// Pulls at once: the daemon fetches three layers of each in parallel already. The worker gates starts and commits.
-const PULLS_MAX: usize = 3;
+/// Two lists, and mostly nothing to be removed: some milliseconds. A worker that starts does not wait for more.
+const SWEEP: Duration = Duration::from_secs(5);
 
-/// A Docker Engine. Clones share its connection and the pulls under way.
+/// A Docker Engine. Clones share its connection, the pulls under way and the containers' supervisors. When the last
+/// clone goes, so do the connections to those: the containers go on, to be adopted by another.
 #[derive(Clone)]
 pub struct DockerEngine {
     shared: Arc<Shared>,
+    /// Ends [`Shared::life`]. What runs in the background has none, or it would keep itself alive.
+    _handle: Option<Arc<DropGuard>>,
 }
 
 struct Shared {
@@ -55,8 +71,10 @@ struct Shared {
     /// Where Docker's own `config.json` lies.
     config_dir: PathBuf,
     pulls: image::Pulls,
-    /// Waiting for it does not count towards a pull's time limit, and nothing that is here waits.
-    pull_gate: Semaphore,
+    supervised: supervised::Supervised,
+    namespaces: namespaces::Namespaces,
+    /// Until the last handle goes: what runs in the background ends with it.
+    life: CancellationToken,
 }
 
 impl DockerEngine {
@@ -68,6 +86,11 @@ impl DockerEngine {
 
     fn client(&self) -> &Docker {
         &self.shared.client
+    }
+
+    /// For tasks that end with the last handle.
+    fn background(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), _handle: None }
     }
 
     /// One call with its limit. The client's own limit is out of the way: it knows only one for all calls.
@@ -85,8 +108,12 @@ impl DockerEngine {
     }
 
     async fn inspect(&self, container: &ContainerName) -> Result<ContainerInspectResponse, EngineError> {
-        let call = self.client().inspect_container(container.as_str(), None);
-        self.limited("inspect", QUESTION, call).await.map_err(|error| errors::gone(error, container))
+        self.inspect_name(container.as_str()).await
+    }
+
+    async fn inspect_name(&self, container: &str) -> Result<ContainerInspectResponse, EngineError> {
+        let call = self.client().inspect_container(container, None);
+        self.limited("inspect", QUESTION, call).await.map_err(|error| errors::none_of(error, container))
     }
 
     /// An image by id or reference, as it is here; `None` if it is not.
@@ -116,25 +143,63 @@ impl Engine for DockerEngine {
         image::ensure(self, reference).await
     }
 
-    async fn create(&self, spec: &ContainerSpec) -> Result<(), EngineError> {
+    async fn begin(&self, duty: Duty) -> Result<(), EngineError> {
+        // Before anything is flattened again: what is under way could not be told from what was left.
+        match tokio::time::timeout(SWEEP, flatten::sweep(self, &duty.worker)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "what a flattening left behind is still here"),
+            Err(_) => tracing::warn!("what a flattening may have left behind was not looked for: the Engine is slow"),
+        }
+        supervised::begin(self, duty).await;
+        Ok(())
+    }
+
+    async fn way(&self) -> Result<Way, EngineError> {
+        Ok(supervised::way(self).await)
+    }
+
+    async fn end(&self) {
+        self.shared.namespaces.end(self).await;
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<Created, EngineError> {
         create::create(self, spec).await
     }
 
     async fn inject(
         &self,
         container: &ContainerName,
+        user: Option<&str>,
         target: &str,
         tar: impl AsyncRead + Send + Unpin + 'static,
     ) -> Result<(), EngineError> {
-        inject::inject(self, container, target, tar).await
+        match supervised::inject(self, container, user, target, tar).await {
+            Ok(answer) => answer,
+            Err(tar) => inject::inject(self, container, user, target, tar).await,
+        }
     }
 
-    async fn start(&self, container: &ContainerName) -> Result<Running, EngineError> {
-        run::start(self, container).await
+    async fn start(&self, container: &ContainerName, command: &CommandSpec) -> Result<Running, EngineError> {
+        match supervised::start(self, container, command).await {
+            Some(answer) => answer,
+            None => run::start(self, container).await,
+        }
     }
 
     async fn stop(&self, container: &ContainerName, grace: Duration) -> Result<(), EngineError> {
-        stop::stop(self, container, grace).await
+        supervised::stop(self, container, grace).await
+    }
+
+    async fn clean(&self, container: &ContainerName) -> Result<Cleaned, EngineError> {
+        supervised::clean(self, container).await
+    }
+
+    async fn fit(&self, container: &ContainerName, resources: &Resources) -> Result<(), EngineError> {
+        supervised::fit(self, container, resources).await
+    }
+
+    async fn adopt(&self, container: &ContainerName, have: Offsets) -> Result<Adopted, EngineError> {
+        supervised::adopt(self, container, have).await
     }
 
     async fn commit(&self, container: &ContainerName, snapshot: &SnapshotId) -> Result<Committed, EngineError> {

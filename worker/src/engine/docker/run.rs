@@ -1,4 +1,4 @@
-//! Attach, start, and what comes of it: output as it is written, and the exit as the kernel reported it.
+//! The direct way: attach, start, and what comes of it: output as it is written, and the exit as the kernel reported it.
 
 use std::collections::VecDeque;
 use std::pin::{Pin, pin};
@@ -7,14 +7,14 @@ use std::time::Duration;
 use bollard::container::LogOutput;
 use bollard::errors::Error as ClientError;
 use bollard::query_parameters::{AttachContainerOptionsBuilder, WaitContainerOptionsBuilder};
-use bytes::Bytes;
 use futures_util::stream::{Stream as Frames, StreamExt};
-use longshore_protocol::output::Stream;
-use tokio::sync::{mpsc, oneshot};
+use longshore_protocol::output::{Offsets, Stream};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::super::{ContainerName, EngineError, Exit, OUTPUT_PIECES_MAX, Running};
+use super::super::{ContainerName, EngineError, Exit, ExitStatus, OUTPUT_PIECES_MAX, Piece, Running};
 use super::{DockerEngine, QUESTION, errors};
+use crate::clock;
 
 /// A start is 0.1 to 0.3 s; on a host that swaps, seconds.
 const START: Duration = Duration::from_mins(2);
@@ -52,6 +52,11 @@ const OOM_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) async fn start(engine: &DockerEngine, container: &ContainerName) -> Result<Running, EngineError> {
     let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).logs(false).build();
+    // The Engine would start a container that has ended once more.
+    if engine.inspect(container).await?.state.and_then(|state| state.status).is_some_and(|is| is.to_string() != "created") {
+        let reason = format!("{container} was started before");
+        return Err(EngineError::Refused { operation: "start", status: 400, reason });
+    }
     // The Engine connects us to the streams before it answers, so nothing is missed after that.
     let call = engine.client().attach_container(container.as_str(), Some(options));
     let attached = engine.limited("attach", QUESTION, call).await.map_err(|error| errors::gone(error, container))?;
@@ -61,8 +66,10 @@ pub(super) async fn start(engine: &DockerEngine, container: &ContainerName) -> R
 
     let (output_tx, output) = mpsc::channel(OUTPUT_PIECES_MAX);
     let (exit_tx, exit) = oneshot::channel();
-    tokio::spawn(follow(engine.clone(), container.clone(), attached.output, output_tx, exit_tx));
-    Ok(Running { output, exit })
+    // The Engine keeps nothing for whoever comes later: nobody looks at what is spooled.
+    let (spooled, _) = watch::channel(Offsets::default());
+    tokio::spawn(follow(engine.background(), container.clone(), attached.output, output_tx, exit_tx));
+    Ok(Running { output, exit, spooled })
 }
 
 type AttachedFrames = Pin<Box<dyn Frames<Item = Result<LogOutput, ClientError>> + Send>>;
@@ -81,10 +88,11 @@ async fn follow(
     engine: DockerEngine,
     container: ContainerName,
     frames: AttachedFrames,
-    output: mpsc::Sender<(Stream, Bytes)>,
+    output: mpsc::Sender<Piece>,
     mut exit: oneshot::Sender<Result<Exit, EngineError>>,
 ) {
     let lost = |reason| EngineError::Unreachable { address: engine.shared.address.clone(), reason };
+    let started = Instant::now();
     let mut pump = Pump::new(frames);
     let mut ended = None;
     let status = {
@@ -116,6 +124,7 @@ async fn follow(
             }
         }
     };
+    let ran = started.elapsed();
     let status = match status {
         None => return, // nobody wants to know
         Some(Ok(code)) => match ended {
@@ -134,7 +143,13 @@ async fn follow(
         Ok((_, OutputEnd::Broken(reason))) => Err(lost(reason)),
         Ok((code, OutputEnd::Complete | OutputEnd::Unwanted)) => {
             // Also the proof that the Engine still lives, and did not take the end of the output with it.
-            oom_killed(&engine, &container, code).await.map(|oom_killed| Exit { code, oom_killed })
+            let status = ExitStatus::Code(code);
+            oom_killed(&engine, &container, code).await.map(|oom_killed| Exit {
+                status,
+                oom_killed,
+                ran: Some(ran),
+                usage: None,
+            })
         }
     };
     // An error means that the caller has gone since.
@@ -193,7 +208,7 @@ async fn oom_killed(engine: &DockerEngine, container: &ContainerName, code: u8) 
 struct Pump {
     frames: AttachedFrames,
     /// What could not be handed over yet. Kept here, because a run may be cancelled at any await.
-    held: VecDeque<(Stream, Bytes)>,
+    held: VecDeque<Piece>,
     /// How many bytes were taken off the Engine, in buckets of a tenth of its patience.
     taken: VecDeque<(Instant, usize)>,
 }
@@ -210,7 +225,7 @@ impl Pump {
     }
 
     /// Until the streams end. May be dropped at any await and run again: nothing is lost.
-    async fn run(&mut self, output: &mpsc::Sender<(Stream, Bytes)>) -> OutputEnd {
+    async fn run(&mut self, output: &mpsc::Sender<Piece>) -> OutputEnd {
         loop {
             if let Some(end) = self.hand_over(output).await {
                 return end;
@@ -227,7 +242,7 @@ impl Pump {
 
     /// Until the streams end, which is soon: the command has ended. Tells whether the Engine may have
     /// thrown away the end of a stream because we had not taken it off it in time.
-    async fn run_after_exit(&mut self, output: &mpsc::Sender<(Stream, Bytes)>) -> OutputEnd {
+    async fn run_after_exit(&mut self, output: &mpsc::Sender<Piece>) -> OutputEnd {
         let exited = Instant::now();
         let taken_in_time: usize =
             self.taken.iter().filter(|(at, _)| exited - *at <= ENGINE_PATIENCE).map(|(_, bytes)| bytes).sum();
@@ -241,8 +256,8 @@ impl Pump {
             };
             match self.take(frame) {
                 None => {
-                    for (stream, bytes) in &self.held {
-                        rest[usize::from(*stream == Stream::Stderr)] += bytes.len();
+                    for piece in &self.held {
+                        rest[usize::from(piece.stream == Stream::Stderr)] += piece.bytes.len();
                     }
                 }
                 Some(OutputEnd::Complete) if taken_in_time < PIPES_HOLD && rest.iter().any(|n| *n > ENGINE_HOLDS) => {
@@ -258,7 +273,7 @@ impl Pump {
     }
 
     /// Hands over what is held; waits while the reader is behind, and the command blocks on its pipe in the end.
-    async fn hand_over(&mut self, output: &mpsc::Sender<(Stream, Bytes)>) -> Option<OutputEnd> {
+    async fn hand_over(&mut self, output: &mpsc::Sender<Piece>) -> Option<OutputEnd> {
         while !self.held.is_empty() {
             match output.reserve().await {
                 Ok(permit) => permit.send(self.held.pop_front()?),
@@ -281,9 +296,10 @@ impl Pump {
             Some(Err(error)) => return Some(OutputEnd::Broken(format!("the output broke off: {error}"))),
         };
         self.note_taken(bytes.len());
+        let at_ms = clock::now_ms();
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
-            self.held.push_back((stream, piece));
+            self.held.push_back(Piece { stream, at_ms, bytes: piece });
         }
         None
     }

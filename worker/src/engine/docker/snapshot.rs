@@ -10,7 +10,7 @@ use bollard::query_parameters::{
 use longshore_protocol::SnapshotId;
 
 use super::super::{Committed, ContainerName, EngineError};
-use super::{DockerEngine, QUESTION};
+use super::{DockerEngine, QUESTION, errors, flatten, supervised};
 
 /// About 6 ms a MB and 50 ms, measured: ten minutes are some hundred GB, and a disk that is slower than that
 /// shall not hold a slot for longer.
@@ -37,7 +37,11 @@ pub(super) async fn commit(
 ) -> Result<Committed, EngineError> {
     let refused = |status, reason: String| EngineError::Refused { operation: "commit", status, reason };
     let inspected = engine.inspect(container).await?;
-    if inspected.state.and_then(|state| state.running) == Some(true) {
+    let running = match supervised::runs(engine, container).await {
+        Some(runs) => runs?,
+        None => inspected.state.and_then(|state| state.running) == Some(true),
+    };
+    if running {
         return Err(refused(400, format!("{container} still runs")));
     }
     let parent_id = inspected.image.unwrap_or_default();
@@ -45,33 +49,53 @@ pub(super) async fn commit(
         reference: parent_id.clone(),
         reason: format!("the image of {container} is gone"),
     })?;
-    let (repository, tag) =
+    let name =
         snapshot.as_str().rsplit_once(':').ok_or_else(|| refused(400, format!("{snapshot} is no snapshot's name")))?;
     let replaced = engine.inspect_image(snapshot.as_str()).await?.and_then(|image| image.id);
 
-    let config = put_back(parent.config.unwrap_or_default(), &inspected.config.unwrap_or_default());
-    // Nothing runs in it: there is nothing to pause.
-    let options = CommitContainerOptionsBuilder::new().container(container.as_str()).repo(repository).tag(tag);
-    let options = options.pause(false).build();
-    let call = engine.client().commit_container(options, config);
-    let made = engine.limited("commit", COMMIT, call).await.map_err(|error| super::errors::gone(error, container))?;
+    let flat = flatten::needed(&parent);
+    let made = if flat {
+        flatten::commit(engine, container, &parent, name).await
+    } else {
+        let own = parent.config.clone().unwrap_or_default();
+        let config = put_back(own, &inspected.config.unwrap_or_default());
+        call_commit(engine, container.as_str(), config, name).await.map_err(|error| errors::gone(error, container))
+    };
+    let made = made?;
 
-    if let Some(replaced) = replaced.filter(|replaced| *replaced != made.id) {
+    if let Some(replaced) = replaced.filter(|replaced| *replaced != made) {
         // The name went over to the new image; without one, nobody would ever remove the old.
         if let Err(error) = remove_if_unnamed(engine, &replaced).await {
             tracing::warn!(%snapshot, image = replaced, %error, "the snapshot that was replaced is still here");
         }
     }
-    let size = engine.inspect_image(&made.id).await.ok().flatten().and_then(|image| image.size);
-    let bytes = size.zip(parent.size).map(|(all, before)| u64::try_from(all - before).unwrap_or(0));
+    let size = engine.inspect_image(&made).await.ok().flatten().and_then(|image| image.size);
+    // A flat one shares nothing with its parent: all of it was written.
+    let before = if flat { Some(0) } else { parent.size };
+    let bytes = size.zip(before).map(|(all, before)| u64::try_from(all - before).unwrap_or(0));
     Ok(Committed { bytes })
+}
+
+/// The call itself; answers with the image's id.
+pub(super) async fn call_commit(
+    engine: &DockerEngine,
+    container: &str,
+    config: ContainerConfig,
+    (repository, tag): (&str, &str),
+) -> Result<String, EngineError> {
+    let options = CommitContainerOptionsBuilder::new().container(container).repo(repository).tag(tag);
+    // Nothing that writes runs in it: no process at all, or none but a supervisor that waits for its next command, whose
+    // only files are its socket and itself, both in a mount. Freezing it would cost 10 ms and stop its answering.
+    let options = options.pause(false).build();
+    let call = engine.client().commit_container(options, config);
+    engine.limited("commit", COMMIT, call).await.map(|made| made.id)
 }
 
 /// The configuration with which a commit gives back the image's own.
 ///
 /// The Engine merges what is sent with what the *container* was created with: an empty field takes the
 /// container's, and maps and environments are united. So every field says what it must become.
-fn put_back(image: ImageConfig, container: &ContainerConfig) -> ContainerConfig {
+pub(super) fn put_back(image: ImageConfig, container: &ContainerConfig) -> ContainerConfig {
     let own = |image: Option<String>, container: Option<&String>, neutral: &str| {
         let image = image.filter(|value| !value.is_empty());
         // "None" cannot be sent where the container has one: what has the same effect stands for it.
@@ -182,7 +206,7 @@ async fn remove_if_unnamed(engine: &DockerEngine, image_id: &str) -> Result<(), 
 }
 
 /// Whether there was one. Parents without a name go with it.
-async fn remove_image(engine: &DockerEngine, reference: &str) -> Result<bool, EngineError> {
+pub(super) async fn remove_image(engine: &DockerEngine, reference: &str) -> Result<bool, EngineError> {
     let options = RemoveImageOptionsBuilder::new().force(false).noprune(false).build();
     match engine.limited("remove image", REMOVE, engine.client().remove_image(reference, Some(options), None)).await {
         Ok(_) => Ok(true),

@@ -94,6 +94,22 @@ impl Files {
         Ok(())
     }
 
+    /// What lies below a directory, and is not it.
+    pub(super) fn below<'a>(&'a self, dir: &str) -> impl Iterator<Item = (&'a String, &'a Node)> {
+        let prefix = format!("{dir}/");
+        self.0.range(prefix.clone()..).take_while(move |(path, _)| path.starts_with(&prefix))
+    }
+
+    /// Makes a path, and all below it, what it is elsewhere.
+    pub(super) fn restore(&mut self, path: &str, from: &Self) {
+        self.remove(path);
+        if let Some(node) = from.0.get(path) {
+            self.0.insert(path.to_owned(), node.clone());
+        }
+        let below: Vec<_> = from.below(path).map(|(path, node)| (path.clone(), node.clone())).collect();
+        self.0.extend(below);
+    }
+
     /// How many bytes lie in files that `base` has not, or has otherwise.
     pub(super) fn bytes_beyond(&self, base: &Self) -> u64 {
         let changed = self.0.iter().filter(|(path, node)| base.0.get(*path) != Some(*node));

@@ -1,74 +1,51 @@
 //! An Engine without Docker, for tests and benches: the same answers, in the same classes of error, in no time.
 //!
 //! Containers have files (in memory), commands are interpreted ([`shell`] lists the language), snapshots copy the
-//! files. It passes the contract suite that Docker passes. Time is tokio's, so a paused clock works. Its registry has
-//! every image, but those whose repository ends in `missing`. Faults are asked for: [`FakeEngine::fail_next`],
-//! [`FakeEngine::crash`].
+//! files. It passes the contract suite that Docker passes. Its registry has every image, but those whose repository
+//! ends in `missing`.
+//!
+//! Its machine is the runtime that it was made in: commands and their supervisors run there, in that runtime's time
+//! (so a paused clock works), and survive whoever started them. A worker that dies is one whose own runtime ends:
+//! what it had begun with [`Engine::begin`] is orphaned then (P17), and its next incarnation may adopt it (P10).
+//! `faults` has what a test may ask for beyond the trait.
 
+mod container;
+mod faults;
 mod files;
+mod machine;
 mod parser;
+mod programs;
+mod run;
 mod shell;
+mod state;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use longshore_protocol::job::Resources;
+use longshore_protocol::output::Offsets;
 use longshore_protocol::{EngineId, SnapshotId};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
 
-use self::files::Files;
-use self::shell::{Ended, Process};
+use self::container::{Container, Image, Phase, lock};
+pub use self::faults::Hold;
+use self::run::Run;
+use self::shell::Process;
+use self::state::{OnDuty, State};
 use super::injected::{self, InjectError, Owner, Placement};
 use super::{
-    Committed, ContainerName, ContainerSpec, Engine, EngineError, EngineInfo, Exit, ImageId, OUTPUT_PIECES_MAX, Running,
+    Adopted, Cleaned, CommandSpec, Committed, ContainerName, ContainerSpec, Created, Duty, Engine, EngineError,
+    EngineInfo, ImageId, Running, Way,
 };
 
 /// See the [module](self). Clones are the same Engine.
 #[derive(Clone, Debug)]
 pub struct FakeEngine {
     state: Arc<Mutex<State>>,
-}
-
-#[derive(Debug)]
-struct State {
-    id: String,
-    /// Grows with everything that is made: ids and the order of snapshots follow from it.
-    made: u64,
-    pulls: u64,
-    images: BTreeMap<String, Image>,
-    /// Reference to image id, with the number of its making.
-    tags: BTreeMap<String, (String, u64)>,
-    containers: BTreeMap<ContainerName, Container>,
-    faults: HashMap<&'static str, VecDeque<EngineError>>,
-    /// Cancelled by a crash and made anew: everything that runs watches the one that it was started under.
-    alive: CancellationToken,
-}
-
-#[derive(Clone, Debug)]
-struct Image {
-    files: Files,
-}
-
-#[derive(Debug)]
-struct Container {
-    spec: ContainerSpec,
-    base: Image,
-    files: Arc<Mutex<Files>>,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Created,
-    Started {
-        term: watch::Sender<bool>,
-        kill: CancellationToken,
-        /// Turns true when nothing runs any more.
-        ended: watch::Receiver<bool>,
-    },
+    /// `None` if it was made outside of any runtime: then commands run where they are started.
+    machine: Option<Handle>,
 }
 
 impl Default for FakeEngine {
@@ -80,73 +57,37 @@ impl Default for FakeEngine {
 impl FakeEngine {
     /// An empty Engine with this id.
     pub fn new(id: impl Into<String>) -> Self {
-        let state = State {
-            id: id.into(),
-            made: 0,
-            pulls: 0,
-            images: BTreeMap::new(),
-            tags: BTreeMap::new(),
-            containers: BTreeMap::new(),
-            faults: HashMap::new(),
-            alive: CancellationToken::new(),
-        };
-        Self { state: Arc::new(Mutex::new(state)) }
-    }
-
-    /// The next call of this method (by its name in [`Engine`]) fails so and changes nothing; faults for one
-    /// method come in the order of their asking. `exit` is the next answer of a [`Running::exit`].
-    pub fn fail_next(&self, operation: &'static str, error: EngineError) {
-        self.lock().faults.entry(operation).or_default().push_back(error);
-    }
-
-    /// Everything that runs ends, and its exit is [`EngineError::Unreachable`]: what a daemon that dies does. The
-    /// containers stay, and it answers again at once.
-    pub fn crash(&self) {
-        std::mem::take(&mut self.lock().alive).cancel();
-    }
-
-    /// How many images were pulled.
-    pub fn pulls(&self) -> u64 {
-        self.lock().pulls
+        let state = State { id: id.into(), ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), machine: Handle::try_current().ok() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the fault that waits for this operation.
-    fn enter(&self, operation: &'static str) -> Result<MutexGuard<'_, State>, EngineError> {
+    /// Takes what waits for the calls of this operation.
+    async fn enter(&self, operation: &'static str) -> Result<MutexGuard<'_, State>, EngineError> {
+        let (gate, duration) = {
+            let faults = &mut self.lock().faults;
+            *faults.calls.entry(operation).or_default() += 1;
+            (faults.holds.get(operation).cloned(), faults.durations.get(operation).copied())
+        };
+        if let Some(gate) = gate {
+            gate.pass().await;
+        }
+        if let Some(duration) = duration {
+            tokio::time::sleep(duration).await;
+        }
         let mut state = self.lock();
-        match state.faults.get_mut(operation).and_then(VecDeque::pop_front) {
+        match state.faults.errors.get_mut(operation).and_then(VecDeque::pop_front) {
             Some(fault) => Err(fault),
             None => Ok(state),
         }
     }
 
-    /// What ends a started container, and tells of its end; `None` if it does not run.
-    fn running(&self, name: &ContainerName) -> Option<(watch::Sender<bool>, CancellationToken, watch::Receiver<bool>)> {
-        match &self.lock().containers.get(name)?.phase {
-            Phase::Started { term, kill, ended } if !*ended.borrow() => {
-                Some((term.clone(), kill.clone(), ended.clone()))
-            }
-            _ => None,
-        }
-    }
-}
-
-impl State {
-    fn container(&self, name: &ContainerName) -> Result<&Container, EngineError> {
-        self.containers.get(name).ok_or_else(|| gone(name))
-    }
-
-    fn image(&self, reference: &str) -> Option<&Image> {
-        let id = self.tags.get(reference).map_or(reference, |(id, _)| id);
-        self.images.get(id)
-    }
-
-    fn next_id(&mut self) -> String {
-        self.made += 1;
-        format!("sha256:{}", blake3::hash(format!("{}/{}", self.id, self.made).as_bytes()).to_hex())
+    /// A container's command, if something of it runs.
+    fn running(&self, name: &ContainerName) -> Option<Arc<Run>> {
+        self.lock().containers.get(name)?.running().cloned()
     }
 }
 
@@ -154,13 +95,13 @@ fn gone(name: &ContainerName) -> EngineError {
     EngineError::Gone { name: name.to_string() }
 }
 
-fn lock(files: &Mutex<Files>) -> MutexGuard<'_, Files> {
-    files.lock().unwrap_or_else(PoisonError::into_inner)
+fn conflict(operation: &'static str, reason: String) -> EngineError {
+    EngineError::Refused { operation, status: 409, reason }
 }
 
 impl Engine for FakeEngine {
     async fn info(&self) -> Result<EngineInfo, EngineError> {
-        let state = self.enter("info")?;
+        let state = self.enter("info").await?;
         Ok(EngineInfo {
             id: EngineId(state.id.clone()),
             version: "fake".to_owned(),
@@ -170,8 +111,34 @@ impl Engine for FakeEngine {
         })
     }
 
+    async fn begin(&self, duty: Duty) -> Result<(), EngineError> {
+        let mut state = self.enter("begin").await?;
+        state.made += 1;
+        let (worker, incarnation) = (duty.worker.clone(), state.made);
+        self.watch_over(&duty, incarnation);
+        let way = match (&state.no_supervisors, duty.direct) {
+            (Some(because), _) => Way::Direct { because: because.clone() },
+            (None, true) => Way::Direct { because: "it was asked for".to_owned() },
+            (None, false) => Way::Supervised,
+        };
+        state.way.send_replace(Some(way));
+        state.duties.insert(worker, OnDuty { duty, incarnation });
+        Ok(())
+    }
+
+    async fn way(&self) -> Result<Way, EngineError> {
+        let mut way = self.enter("way").await?.way.subscribe();
+        let way = way.wait_for(Option::is_some).await.ok().and_then(|way| way.clone());
+        way.ok_or_else(|| EngineError::Unreachable { address: "fake".into(), reason: "it was dropped".into() })
+    }
+
+    async fn end(&self) {
+        // Nothing is kept here; a fault that waits for it strikes nobody.
+        drop(self.enter("end").await);
+    }
+
     async fn ensure_image(&self, reference: &str) -> Result<ImageId, EngineError> {
-        let mut state = self.enter("ensure_image")?;
+        let mut state = self.enter("ensure_image").await?;
         let no_image =
             |reason: &str| EngineError::NoImage { reference: reference.to_owned(), reason: reason.to_owned() };
         if reference.starts_with("sha256:") {
@@ -187,21 +154,14 @@ impl Engine for FakeEngine {
         if repository.ends_with("missing") || repository.starts_with("longshore/") {
             return Err(no_image("manifest unknown"));
         }
-        let id = state.next_id();
-        let made = state.made;
-        let mut files = Files::default();
-        for dir in ["bin", "dev", "etc", "root", "tmp"] {
-            files.make_dirs(dir);
-        }
-        state.images.insert(id.clone(), Image { files });
-        state.tags.insert(key, (id.clone(), made));
         state.pulls += 1;
-        Ok(ImageId(id))
+        let image = Image { files: State::root_files(), volumes: Vec::new() };
+        Ok(ImageId(state.add_image(key, image)))
     }
 
-    async fn create(&self, spec: &ContainerSpec) -> Result<(), EngineError> {
-        let mut state = self.enter("create")?;
-        if spec.argv.is_empty() {
+    async fn create(&self, spec: &ContainerSpec) -> Result<Created, EngineError> {
+        let mut state = self.enter("create").await?;
+        if spec.command.argv.is_empty() {
             return Err(EngineError::CannotStart { reason: "an empty command".to_owned(), exit: None });
         }
         let no_image = || EngineError::NoImage { reference: spec.image.clone(), reason: "it is not here".to_owned() };
@@ -209,19 +169,29 @@ impl Engine for FakeEngine {
         if state.containers.contains_key(&spec.name) {
             return Err(EngineError::Exists { name: spec.name.to_string() });
         }
-        let files = Arc::new(Mutex::new(base.files.clone()));
-        let container = Container { spec: spec.clone(), base, files, phase: Phase::Created };
+        let owner = spec.name.owner();
+        let direct = state.no_supervisors.is_some() || state.duties.get(&owner).is_some_and(|on| on.duty.direct);
+        let volumes = base.volumes.iter().map(|path| format!("/{path}")).collect();
+        let container = Container::new(spec.clone(), base, direct, state.incarnation(&owner));
         state.containers.insert(spec.name.clone(), container);
-        Ok(())
+        Ok(Created { volumes })
     }
 
     async fn inject(
         &self,
         container: &ContainerName,
+        _user: Option<&str>, // files have no owners here
         target: &str,
         mut tar: impl AsyncRead + Send + Unpin + 'static,
     ) -> Result<(), EngineError> {
-        let files = self.enter("inject")?.container(container)?.files.clone();
+        let files = {
+            let mut state = self.enter("inject").await?;
+            let found = state.container(container)?;
+            if found.running().is_some() {
+                return Err(conflict("inject", format!("a command runs in {container}")));
+            }
+            Arc::clone(&found.files)
+        };
         let refused = |reason| EngineError::Refused { operation: "inject", status: 400, reason };
         let target = injected::target_path(target).map_err(refused)?;
         let mut bytes = Vec::new();
@@ -239,82 +209,108 @@ impl Engine for FakeEngine {
         }
     }
 
-    async fn start(&self, name: &ContainerName) -> Result<Running, EngineError> {
-        let mut state = self.enter("start")?;
-        let alive = state.alive.clone();
-        let fault = state.faults.get_mut("exit").and_then(VecDeque::pop_front);
-        let container = state.containers.get_mut(name).ok_or_else(|| gone(name))?;
-        if matches!(container.phase, Phase::Started { .. }) {
-            let reason = format!("{name} was started before");
-            return Err(EngineError::Refused { operation: "start", status: 409, reason });
+    async fn start(&self, name: &ContainerName, command: &CommandSpec) -> Result<Running, EngineError> {
+        let mut state = self.enter("start").await?;
+        let fault = state.faults.errors.get_mut("exit").and_then(VecDeque::pop_front);
+        let flags = state.flags.subscribe();
+        let container = state.container(name)?;
+        match container.phase {
+            Phase::Idle => {}
+            Phase::Dead => return Err(gone(name)),
+            Phase::Command(_) | Phase::Unfit => {
+                return Err(conflict("start", format!("{name} was started before, and not cleaned")));
+            }
         }
-        let (term, term_rx) = watch::channel(false);
-        let (ended_tx, ended) = watch::channel(false);
-        let (output_tx, output) = mpsc::channel::<(_, Bytes)>(OUTPUT_PIECES_MAX);
-        let (exit_tx, exit) = oneshot::channel();
-        let kill = CancellationToken::new();
-        let process = Process::new(&container.spec, container.files.clone(), output_tx, term_rx, kill.clone())?;
-        container.phase = Phase::Started { term, kill, ended };
+        let command = if container.direct { container.spec.command.clone() } else { command.clone() };
+        let run = Run::new(command.attempt.clone(), container.direct);
+        let process = Process::new(&command, container.direct, Arc::clone(&container.files), Arc::clone(&run), flags)?;
+        container.phase = Phase::Command(Arc::clone(&run));
         drop(state);
-        tokio::spawn(async move {
-            let crashed =
-                || EngineError::Unreachable { address: "fake".to_owned(), reason: "the Engine died".to_owned() };
-            let answer = tokio::select! {
-                biased;
-                () = alive.cancelled() => Err(crashed()),
-                ended = process.run() => Ok(match ended {
-                    Ended::Exited(code) => Exit { code, oom_killed: false },
-                    Ended::Killed => Exit { code: 128 + 9, oom_killed: false },
-                    Ended::OomKilled => Exit { code: 128 + 9, oom_killed: true },
-                }),
-            };
-            ended_tx.send_replace(true);
-            // The caller may have let go of it.
-            let _ = exit_tx.send(fault.map_or(answer, Err));
-        });
-        Ok(Running { output, exit })
+        let running = run.link(Offsets::default(), fault);
+        self.carry_out(name, &command, &run, process);
+        Ok(running)
     }
 
     async fn stop(&self, container: &ContainerName, grace: Duration) -> Result<(), EngineError> {
-        drop(self.enter("stop")?);
-        let Some((term, kill, mut ended)) = self.running(container) else { return Ok(()) };
+        drop(self.enter("stop").await?);
+        let Some(run) = self.running(container) else { return Ok(()) };
         if !grace.is_zero() {
-            term.send_replace(true);
-            if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok() {
+            run.term.send_replace(true);
+            if tokio::time::timeout(grace, run.over()).await.is_ok() {
                 return Ok(());
             }
         }
-        kill.cancel();
-        // An error means that the sender is gone, and the process with it.
-        let _ = ended.wait_for(|ended| *ended).await;
+        run.kill.cancel();
+        run.over().await;
         Ok(())
     }
 
+    async fn clean(&self, name: &ContainerName) -> Result<Cleaned, EngineError> {
+        let mut state = self.enter("clean").await?;
+        let fault = state.faults.unfit.pop_front();
+        let container = state.supervised(name, "clean")?;
+        if container.running().is_some() {
+            return Err(conflict("clean", format!("a command runs in {name}")));
+        }
+        container.clean();
+        let filled = container.filled_volume().map(|path| format!("its image has files in the VOLUME /{path}"));
+        if let Some(because) = fault.or(filled) {
+            container.phase = Phase::Unfit;
+            return Ok(Cleaned::Unfit { because });
+        }
+        container.phase = Phase::Idle;
+        Ok(Cleaned::Ready)
+    }
+
+    async fn fit(&self, name: &ContainerName, resources: &Resources) -> Result<(), EngineError> {
+        let mut state = self.enter("fit").await?;
+        let container = state.supervised(name, "fit")?;
+        container.spec.resources = *resources;
+        container.show_limits();
+        Ok(())
+    }
+
+    async fn adopt(&self, name: &ContainerName, have: Offsets) -> Result<Adopted, EngineError> {
+        let mut state = self.enter("adopt").await?;
+        let fault = state.faults.errors.get_mut("exit").and_then(VecDeque::pop_front);
+        let incarnation = state.incarnation(&name.owner());
+        let container = state.supervised(name, "adopt")?;
+        let adopted = match &container.phase {
+            Phase::Idle => Adopted::Idle,
+            Phase::Command(run) if run.reaches_back_to(have) => {
+                let (attempt, ran) = (run.attempt.clone(), run.ran());
+                Adopted::Command { attempt, ran, running: run.link(have, fault) }
+            }
+            Phase::Command(_) => {
+                return Err(conflict("adopt", format!("the output of {name} is not here from {have:?} on")));
+            }
+            Phase::Unfit => return Err(conflict("adopt", format!("{name} is not fit for another command"))),
+            Phase::Dead => return Err(gone(name)),
+        };
+        container.incarnation = incarnation;
+        Ok(adopted)
+    }
+
     async fn commit(&self, name: &ContainerName, snapshot: &SnapshotId) -> Result<Committed, EngineError> {
-        let mut state = self.enter("commit")?;
+        let mut state = self.enter("commit").await?;
         let container = state.container(name)?;
-        if matches!(&container.phase, Phase::Started { ended, .. } if !*ended.borrow()) {
+        if container.running().is_some() {
             let reason = format!("{name} still runs");
             return Err(EngineError::Refused { operation: "commit", status: 400, reason });
         }
-        let files = lock(&container.files).clone();
+        let files = container.handed_on();
         let bytes = files.bytes_beyond(&container.base.files);
-        let id = state.next_id();
-        let made = state.made;
-        state.images.insert(id.clone(), Image { files });
-        let replaced = state.tags.insert(snapshot.as_str().to_owned(), (id, made));
-        if let Some((id, _)) = replaced {
-            state.images.remove(&id);
-        }
+        let image = Image { files, volumes: container.base.volumes.clone() };
+        state.add_image(snapshot.as_str().to_owned(), image);
         Ok(Committed { bytes: Some(bytes) })
     }
 
     async fn snapshot_exists(&self, snapshot: &SnapshotId) -> Result<bool, EngineError> {
-        Ok(self.enter("snapshot_exists")?.tags.contains_key(snapshot.as_str()))
+        Ok(self.enter("snapshot_exists").await?.tags.contains_key(snapshot.as_str()))
     }
 
     async fn snapshots(&self) -> Result<Vec<SnapshotId>, EngineError> {
-        let state = self.enter("snapshots")?;
+        let state = self.enter("snapshots").await?;
         let snapshots = state.tags.iter().filter(|(tag, _)| tag.starts_with("longshore/"));
         let mut snapshots: Vec<_> = snapshots.map(|(tag, (_, made))| (*made, SnapshotId(tag.clone()))).collect();
         snapshots.sort_by_key(|(made, _)| std::cmp::Reverse(*made));
@@ -322,7 +318,7 @@ impl Engine for FakeEngine {
     }
 
     async fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<(), EngineError> {
-        let mut state = self.enter("remove_snapshot")?;
+        let mut state = self.enter("remove_snapshot").await?;
         if let Some((id, _)) = state.tags.remove(snapshot.as_str()) {
             state.images.remove(&id); // its containers hold their own
         }
@@ -330,17 +326,16 @@ impl Engine for FakeEngine {
     }
 
     async fn destroy(&self, container: &ContainerName) -> Result<(), EngineError> {
-        drop(self.enter("destroy")?);
-        if let Some((_, kill, mut ended)) = self.running(container) {
-            kill.cancel();
-            // An error means that the sender is gone, and the process with it.
-            let _ = ended.wait_for(|ended| *ended).await;
+        drop(self.enter("destroy").await?);
+        if let Some(run) = self.running(container) {
+            run.kill.cancel();
+            run.over().await;
         }
         self.lock().containers.remove(container);
         Ok(())
     }
 
     async fn containers(&self) -> Result<Vec<ContainerName>, EngineError> {
-        Ok(self.enter("containers")?.containers.keys().cloned().collect())
+        Ok(self.enter("containers").await?.containers.keys().cloned().collect())
     }
 }

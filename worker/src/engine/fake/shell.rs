@@ -8,84 +8,86 @@
 //! |---|---|
 //! | `echo [-n]`, `printf`, `cat`, `seq N`, `env`, `pwd` | write; `printf` knows `%s`, `%d`, `%%`, `\n`, `\t`, `\\`, `\0NN` |
 //! | `head -c N /dev/zero` | writes N zero bytes |
+//! | `grep WORD FILE` | |
 //! | `mkdir [-p]`, `rm [-rf]`, `test`, `[` | `-e`, `-f`, `-d`, `-z`, `-n`, `=`, `!=` |
 //! | `true`, `false`, `:`, `exit [N]` | |
 //! | `sleep S` | in tokio's time |
+//! | `work S` | takes no time, and yet it ran for so long, if somebody asks |
 //! | `C & wait` | `wait` ends early at a trapped TERM, as in a real shell; a background command is a `sleep` |
-//! | `trap 'C' TERM` | without it TERM is ignored: the command is PID 1 |
+//! | `trap 'C' TERM` | without it TERM ends the command, or is ignored if that is PID 1 (there is no supervisor) |
+//! | `kill -N $$` | |
 //! | `oom` | the kernel's OOM killer ends it |
+//! | `await F` | until a test has raised the flag `F` |
 //!
 //! Anything else: `not found`, 127, as a shell says.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use longshore_protocol::output::Stream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
+use super::container::lock;
 use super::files::{Files, Node};
 use super::parser::{Command, End, Part, Token, is_name_char, parse};
-use super::{EngineError, lock};
-use crate::engine::ContainerSpec;
+use super::programs::{PROGRAMS, seconds};
+use super::run::Run;
+use crate::engine::{CommandSpec, EngineError};
 
-/// The most bytes in one piece of output, as `Running::output` promises.
-const PIECE_BYTES_MAX: usize = 64 * 1024;
-
-const PROGRAMS: [&str; 17] = [
-    ":", "[", "cat", "echo", "env", "exit", "false", "head", "mkdir", "oom", "printf", "pwd", "rm", "seq", "sleep",
-    "test", "true",
-];
+const TERM: u8 = 15;
+pub(super) const KILL: u8 = 9;
 
 /// How a process ended.
 pub(super) enum Ended {
     Exited(u8),
-    Killed,
-    OomKilled,
+    Signaled(u8),
 }
 
 /// Why a script stops before its end.
-enum Stop {
+pub(super) enum Stop {
     Exit(u8),
-    Killed,
+    Signal(u8),
     OomKilled,
 }
 
 /// One container's process.
 pub(super) struct Process {
     argv: Vec<String>,
-    env: BTreeMap<String, String>,
-    dir: String,
-    files: Arc<Mutex<Files>>,
-    output: mpsc::Sender<(Stream, Bytes)>,
-    term: watch::Receiver<bool>,
-    kill: CancellationToken,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) dir: String,
+    pub(super) files: Arc<Mutex<Files>>,
+    pub(super) run: Arc<Run>,
+    pub(super) term: watch::Receiver<bool>,
+    pub(super) flags: watch::Receiver<BTreeSet<String>>,
+    /// PID 1, whom no signal ends that it does not listen to; only a KILL from outside.
+    pub(super) init: bool,
     trap: Option<String>,
+    /// Whether there is, or was, a trap: it decides what a TERM does.
+    trapped: Arc<AtomicBool>,
     /// When the background commands will have ended.
     background: Option<Instant>,
-    last: u8,
+    pub(super) last: u8,
 }
 
 /// Where a command's two streams go: a file's path, or a stream.
 #[derive(Clone)]
-enum Sink {
+pub(super) enum Sink {
     Stream(Stream),
     File(String),
 }
 
 impl Process {
     pub(super) fn new(
-        spec: &ContainerSpec,
+        command: &CommandSpec,
+        init: bool,
         files: Arc<Mutex<Files>>,
-        output: mpsc::Sender<(Stream, Bytes)>,
-        term: watch::Receiver<bool>,
-        kill: CancellationToken,
+        run: Arc<Run>,
+        flags: watch::Receiver<BTreeSet<String>>,
     ) -> Result<Self, EngineError> {
-        let program = spec.argv.first().map_or("", String::as_str);
+        let program = command.argv.first().map_or("", String::as_str);
         let base = program.strip_prefix("/bin/").unwrap_or(program);
         if base != "sh" && !PROGRAMS.contains(&base) {
             let directory = lock(&files).get(&Files::resolve("", program)).is_some();
@@ -93,26 +95,46 @@ impl Process {
                 if directory { ("permission denied", 126) } else { ("executable file not found in $PATH", 127) };
             return Err(EngineError::CannotStart { reason: format!("exec: \"{program}\": {words}"), exit: Some(exit) });
         }
-        let dir = Files::resolve("", spec.workdir.as_deref().unwrap_or("/"));
+        let dir = Files::resolve("", command.workdir.as_deref().unwrap_or("/"));
         lock(&files).make_dirs(&dir);
         let image = [("PATH", "/usr/bin:/bin"), ("HOME", "/root")];
         let image = image.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let env = image.chain(spec.env.iter().cloned()).collect();
-        let argv = spec.argv.clone();
-        Ok(Self { argv, env, dir, files, output, term, kill, trap: None, background: None, last: 0 })
+        let env = image.chain(command.env.iter().cloned()).collect();
+        let (argv, term) = (command.argv.clone(), run.term.subscribe());
+        let trapped = Arc::default();
+        Ok(Self { argv, env, dir, files, run, term, flags, init, trap: None, trapped, background: None, last: 0 })
     }
 
-    pub(super) async fn run(mut self) -> Ended {
-        let kill = self.kill.clone();
+    /// `trap '' TERM`: what it starts ignores it as well.
+    pub(super) fn ignores_term(&self) -> bool {
+        self.trap.as_deref() == Some("")
+    }
+
+    pub(super) fn is_init(&self) -> bool {
+        self.init
+    }
+
+    /// How it ended, and whether the OOM killer did it.
+    pub(super) async fn run(mut self) -> (Ended, bool) {
+        let kill = self.run.kill.clone();
+        let (mut term, trapped, init) = (self.term.clone(), Arc::clone(&self.trapped), self.init);
+        let terminated = async move {
+            // It cannot be closed: the run holds the sender.
+            let _ = term.wait_for(|term| *term).await;
+            if init || trapped.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
         let stop = tokio::select! {
             biased;
-            () = kill.cancelled() => Stop::Killed,
+            () = kill.cancelled() => Stop::Signal(KILL),
+            () = terminated => Stop::Signal(TERM),
             stop = self.run_argv() => stop,
         };
         match stop {
-            Stop::Exit(code) => Ended::Exited(code),
-            Stop::Killed => Ended::Killed,
-            Stop::OomKilled => Ended::OomKilled,
+            Stop::Exit(code) => (Ended::Exited(code), false),
+            Stop::Signal(signal) => (Ended::Signaled(signal), false),
+            Stop::OomKilled => (Ended::Signaled(KILL), true),
         }
     }
 
@@ -153,7 +175,7 @@ impl Process {
         Ok(())
     }
 
-    /// Runs the trap of a TERM that has come. Without one, PID 1 ignores it.
+    /// Runs the trap of a TERM that has come.
     async fn run_trap(&mut self) -> Result<(), Stop> {
         if *self.term.borrow_and_update()
             && let Some(trap) = self.trap.take()
@@ -209,6 +231,7 @@ impl Process {
             }
             (Some("trap"), _) => {
                 self.trap = words.get(1).cloned();
+                self.trapped.store(true, Ordering::Relaxed);
                 Ok(())
             }
             (Some("wait"), _) => {
@@ -225,131 +248,9 @@ impl Process {
         let trapped = self.trap.is_some();
         tokio::select! {
             () = tokio::time::sleep_until(until) => {}
-            _ = self.term.wait_for(|term| *term), if trapped => self.last = 128 + 15,
+            _ = self.term.wait_for(|term| *term), if trapped => self.last = 128 + TERM,
         }
         // `wait_for` marks the value as seen; the trap looks at the value itself.
-    }
-
-    async fn run_program(&mut self, argv: &[String], sinks: [Sink; 2]) -> Result<(), Stop> {
-        let program = argv[0].strip_prefix("/bin/").unwrap_or(&argv[0]);
-        let args: Vec<&str> = argv[1..].iter().map(String::as_str).collect();
-        self.last = match (program, args.as_slice()) {
-            ("true" | ":", _) => 0,
-            ("false", _) => 1,
-            ("exit", args) => {
-                return Err(Stop::Exit(args.first().and_then(|code| code.parse().ok()).unwrap_or(self.last)));
-            }
-            ("oom", _) => return Err(Stop::OomKilled),
-            ("sleep", _) => {
-                tokio::time::sleep(seconds(argv.get(1))).await;
-                0
-            }
-            ("echo", ["-n", words @ ..]) => self.write(&sinks[0], words.join(" ").into()).await,
-            ("echo", words) => self.write(&sinks[0], format!("{}\n", words.join(" ")).into()).await,
-            ("printf", [format, args @ ..]) => self.write(&sinks[0], printf(format, args).into()).await,
-            ("pwd", _) => self.write(&sinks[0], format!("/{}\n", self.dir).into()).await,
-            ("seq", [.., last]) => {
-                let numbers = (1..=last.parse().unwrap_or(0)).map(|n: u64| n.to_string() + "\n");
-                self.write(&sinks[0], numbers.collect::<String>().into()).await
-            }
-            ("env", _) => {
-                let lines = self.env.iter().map(|(name, value)| [name, "=", value, "\n"].concat());
-                self.write(&sinks[0], lines.collect::<String>().into()).await
-            }
-            ("head", ["-c", count, "/dev/zero"]) => {
-                let mut left = count.parse().unwrap_or(0_usize);
-                while left > 0 {
-                    let piece = left.min(PIECE_BYTES_MAX);
-                    self.write(&sinks[0], vec![0; piece].into()).await;
-                    left -= piece;
-                }
-                0
-            }
-            ("cat", paths) => return self.cat(paths, &sinks).await,
-            ("mkdir", args) => {
-                for path in args.iter().filter(|arg| !arg.starts_with('-')) {
-                    lock(&self.files).make_dirs(&Files::resolve(&self.dir, path));
-                }
-                0
-            }
-            ("rm", args) => {
-                for path in args.iter().filter(|arg| !arg.starts_with('-')) {
-                    lock(&self.files).remove(&Files::resolve(&self.dir, path));
-                }
-                0
-            }
-            ("[", [args @ .., "]"]) | ("test", args) => u8::from(!self.test(args)),
-            _ => return self.complain(&format!("sh: {program}: not found"), 127, &sinks).await,
-        };
-        Ok(())
-    }
-
-    async fn cat(&mut self, paths: &[&str], sinks: &[Sink; 2]) -> Result<(), Stop> {
-        let mut last = 0;
-        for path in paths {
-            let mut resolved = Files::resolve(&self.dir, path);
-            // One step is enough for a test; a chain of links is nobody's here.
-            if let Some(Node::Link(to)) = lock(&self.files).get(&resolved).cloned() {
-                resolved = Files::resolve(resolved.rsplit_once('/').map_or("", |(dir, _)| dir), &to);
-            }
-            let found = lock(&self.files).get(&resolved).cloned();
-            if let Some(Node::File(bytes)) = found {
-                self.write(&sinks[0], bytes).await;
-            } else {
-                let text = format!("cat: can't open '{path}': No such file or directory");
-                self.complain(&text, 1, sinks).await?;
-                last = 1;
-            }
-        }
-        self.last = last;
-        Ok(())
-    }
-
-    fn test(&self, args: &[&str]) -> bool {
-        let files = lock(&self.files);
-        let node = |path: &str| files.get(&Files::resolve(&self.dir, path)).cloned();
-        match args {
-            ["!", args @ ..] => {
-                drop(files);
-                !self.test(args)
-            }
-            ["-e", path] => node(path).is_some(),
-            ["-f", path] => matches!(node(path), Some(Node::File(_))),
-            ["-d", path] => matches!(node(path), Some(Node::Dir)),
-            ["-z", text] => text.is_empty(),
-            ["-n", text] => !text.is_empty(),
-            [left, "=", right] => left == right,
-            [left, "!=", right] => left != right,
-            _ => false,
-        }
-    }
-
-    async fn complain(&mut self, text: &str, code: u8, sinks: &[Sink; 2]) -> Result<(), Stop> {
-        self.write(&sinks[1], format!("{text}\n").into()).await;
-        self.last = code;
-        Ok(())
-    }
-
-    /// Always succeeds: whoever does not listen misses it, and nothing else happens.
-    async fn write(&self, sink: &Sink, mut bytes: Bytes) -> u8 {
-        match sink {
-            Sink::Stream(stream) => {
-                while !bytes.is_empty() {
-                    let piece = bytes.split_to(bytes.len().min(PIECE_BYTES_MAX));
-                    let _ = self.output.send((*stream, piece)).await;
-                }
-            }
-            Sink::File(path) => {
-                let mut files = lock(&self.files);
-                let mut content = match files.get(path) {
-                    Some(Node::File(content)) => content.to_vec(),
-                    _ => Vec::new(),
-                };
-                content.extend_from_slice(&bytes);
-                files.put(path.clone(), Node::File(content.into()));
-            }
-        }
-        0
     }
 
     fn expand(&self, parts: &[Part]) -> String {
@@ -362,48 +263,8 @@ impl Process {
     }
 }
 
-fn assignment(word: &str) -> Option<(&str, &str)> {
+pub(super) fn assignment(word: &str) -> Option<(&str, &str)> {
     let (name, value) = word.split_once('=')?;
     let is_name = !name.is_empty() && name.chars().all(is_name_char) && !name.starts_with(|c: char| c.is_ascii_digit());
     is_name.then_some((name, value))
-}
-
-fn seconds(word: Option<&String>) -> Duration {
-    let seconds = word.and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
-    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)
-}
-
-fn printf(format: &str, args: &[&str]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut args = args.iter();
-    let mut bytes: VecDeque<u8> = format.bytes().collect();
-    while let Some(byte) = bytes.pop_front() {
-        match (byte, bytes.front().copied()) {
-            (b'%', Some(b'%')) | (b'\\', Some(b'\\')) => out.extend(bytes.pop_front()),
-            (b'%', Some(b's' | b'd')) => {
-                bytes.pop_front();
-                out.extend_from_slice(args.next().unwrap_or(&"").as_bytes());
-            }
-            (b'\\', Some(b'n')) => {
-                bytes.pop_front();
-                out.push(b'\n');
-            }
-            (b'\\', Some(b't')) => {
-                bytes.pop_front();
-                out.push(b'\t');
-            }
-            (b'\\', Some(b'0'..=b'7')) => {
-                let mut value = 0_u32;
-                for _ in 0..3 {
-                    if let Some(digit @ b'0'..=b'7') = bytes.front().copied() {
-                        bytes.pop_front();
-                        value = value * 8 + u32::from(digit - b'0');
-                    }
-                }
-                out.push(u8::try_from(value & 0xff).unwrap_or_default());
-            }
-            _ => out.push(byte),
-        }
-    }
-    out
 }

@@ -1,0 +1,206 @@
+//! TERM, grace, KILL; limits, orphans, memory.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use longshore_supervisor::wire::{EndedBy, FromSupervisor, Run, Status, Stop, ToSupervisor};
+
+use crate::sandbox::{Sandbox, Worker, sh};
+
+/// Longer than any test.
+const HOUR_MS: u64 = 3_600_000;
+
+fn stop(worker: &mut Worker, id: &str, grace_ms: u64) {
+    worker.send(&ToSupervisor::Stop(Stop { id: id.to_owned(), grace_ms }));
+}
+
+/// Waits for the first line of output.
+fn ready(worker: &mut Worker) {
+    match worker.next() {
+        FromSupervisor::Output(output) => assert_eq!(output.bytes, b"ready\n"),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn exited(worker: &mut Worker) -> (Status, EndedBy) {
+    loop {
+        match worker.next() {
+            FromSupervisor::Output(_) => {}
+            FromSupervisor::Exited(exited) => return (exited.exit.status, exited.exit.by),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn term_reaches_the_whole_tree_and_may_be_obeyed() {
+    let sandbox = Sandbox::start();
+    sandbox.fifo("/tmp/heard");
+    let (mut worker, _) = sandbox.accept();
+    let script = "
+        setsid sh -c 'trap \"echo daemon >/tmp/heard; exit\" TERM; echo >/tmp/heard; while :; do sleep 1000 & wait; done' &
+        trap 'wait; exit 7' TERM
+        echo ready
+        while :; do wait; done";
+    worker.start(&sh("1", script));
+    ready(&mut worker);
+    assert_eq!(sandbox.hear("/tmp/heard"), "\n");
+    stop(&mut worker, "another", 0); // is not this one's business
+    stop(&mut worker, "1", HOUR_MS);
+    assert_eq!(sandbox.hear("/tmp/heard"), "daemon\n");
+    assert_eq!(exited(&mut worker), (Status::Code(7), EndedBy::Stopped));
+}
+
+#[test]
+fn who_ignores_term_is_killed_after_the_grace() {
+    let sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    let script = "trap '' TERM; sh -c 'while :; do sleep 1000; done' & echo ready; while :; do sleep 1000; done";
+    worker.start(&sh("1", script));
+    ready(&mut worker);
+    stop(&mut worker, "1", 50);
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Stopped));
+}
+
+#[test]
+fn a_second_stop_shortens_the_grace_and_never_lengthens_it() {
+    let sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    let script = "trap '' TERM; echo ready; while :; do sleep 1000; done";
+    worker.start(&sh("1", script));
+    ready(&mut worker);
+    stop(&mut worker, "1", HOUR_MS);
+    stop(&mut worker, "1", 20);
+    stop(&mut worker, "1", HOUR_MS);
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Stopped));
+    assert_eq!(worker.clean(), None);
+    // Without any grace there is no TERM, whatever it would have done.
+    worker.start(&sh("2", "trap 'exit 0' TERM; echo ready; while :; do sleep 1000; done"));
+    ready(&mut worker);
+    stop(&mut worker, "2", 0);
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Stopped));
+}
+
+#[test]
+fn a_stop_after_the_end_says_nothing() {
+    let sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    assert_eq!(worker.run(&sh("1", "exit 3")).exit.by, EndedBy::Itself);
+    stop(&mut worker, "1", 0);
+    assert_eq!(worker.clean(), None);
+    assert_eq!(worker.script("echo fine"), "fine\n");
+}
+
+#[test]
+fn p17_a_command_ends_at_its_limit() {
+    let sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    worker.start(&Run { limit_ms: 50, ..sh("1", "trap '' TERM; while :; do sleep 1000; done") });
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Limit));
+    assert_eq!(worker.clean(), None);
+    assert_eq!(worker.script("echo fine"), "fine\n");
+}
+
+#[test]
+fn p17_a_worker_that_does_nothing_after_the_limit_is_none() {
+    let mut sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept_for(Duration::from_millis(100));
+    worker.start(&Run { limit_ms: 50, ..sh("1", "sleep 1000") });
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Limit));
+    assert!(worker.try_next().is_none());
+    assert_eq!(sandbox.exit_status().code(), Some(75));
+}
+
+#[test]
+fn p17_without_a_worker_it_kills_the_tree_and_ends() {
+    let mut sandbox = Sandbox::start();
+    sandbox.fifo("/tmp/alive");
+    let (mut worker, _) = sandbox.accept_for(Duration::from_millis(200));
+    // The pipe's end is heard when the last process that holds it is gone.
+    worker
+        .start(&sh("1", "exec 3>/tmp/alive; trap '' TERM; (sleep 1000 &); echo up >&3; while :; do sleep 1000; done"));
+    let path = sandbox.path("/tmp/alive");
+    let alive = std::thread::spawn(move || fs::read_to_string(path).unwrap());
+    drop(worker);
+    sandbox.unbind();
+    assert_eq!(alive.join().unwrap(), "up\n");
+    assert_eq!(sandbox.exit_status().code(), Some(75));
+}
+
+#[test]
+fn p17_a_connection_without_a_hello_is_no_worker() {
+    let mut sandbox = Sandbox::start();
+    let (worker, _) = sandbox.accept_for(Duration::from_millis(100));
+    drop(worker);
+    let mut silent = sandbox.accept_silent();
+    assert!(matches!(silent.next(), FromSupervisor::Hello(_)));
+    assert!(silent.try_next().is_none());
+    assert_eq!(sandbox.exit_status().code(), Some(75));
+}
+
+#[test]
+fn end_ends_everything_at_once() {
+    let mut sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    worker.start(&sh("1", "trap '' TERM; (sleep 1000 &); echo ready; while :; do sleep 1000; done"));
+    ready(&mut worker);
+    worker.send(&ToSupervisor::End);
+    drop(worker); // even if nobody waits for it
+    assert_eq!(sandbox.exit_status().code(), Some(0));
+}
+
+#[test]
+fn elsewhere_than_as_process_1_it_refuses() {
+    let status = std::process::Command::new(crate::BINARY).arg("/nowhere").status();
+    assert_eq!(status.unwrap().code(), Some(64));
+}
+
+/// A memory cgroup of the test's own, of either version; removed when dropped.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn limited(bytes: u64) -> Self {
+        let v1 = PathBuf::from("/sys/fs/cgroup/memory");
+        let is_v1 = v1.is_dir();
+        let parent = if is_v1 { v1 } else { PathBuf::from("/sys/fs/cgroup") };
+        if !is_v1 {
+            fs::write(parent.join("cgroup.subtree_control"), "+memory").expect("root's memory controller");
+        }
+        let own = parent.join(format!("longshore-test-{}", std::process::id()));
+        fs::create_dir(&own).unwrap();
+        let limit = if is_v1 { "memory.limit_in_bytes" } else { "memory.max" };
+        fs::write(own.join(limit), bytes.to_string()).unwrap();
+        // Without swap, or the hog would only be slow.
+        let swap = if is_v1 { ("memory.memsw.limit_in_bytes", bytes) } else { ("memory.swap.max", 0) };
+        let _ = fs::write(own.join(swap.0), swap.1.to_string());
+        Self(own)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn an_oom_kill_is_told_of_the_command_that_had_it() {
+    let memory = Memory::limited(48 << 20);
+    let mut sandbox = Sandbox::start_with(&[format!("cgroup={}", memory.0.display())]);
+    let (mut worker, _) = sandbox.accept();
+    // `tail` keeps its last line, which has no end here.
+    let hog = "head -c 500000000 /dev/zero | tail -n 1 >/dev/null";
+    let own = worker.run(&sh("1", &format!("exec sh -c '{hog}'")));
+    assert!(own.exit.oom_killed && own.exit.status != Status::Code(0), "{own:?}");
+    assert_eq!(worker.clean(), None);
+    // A kill that the command took as a matter of course is no failure.
+    let survived = worker.run(&sh("2", &format!("{hog}; exit 0")));
+    assert!(!survived.exit.oom_killed, "{survived:?}");
+    assert_eq!(worker.clean(), None);
+    // Nor is it one of the next command's.
+    let next = worker.run(&sh("3", "exit 1"));
+    assert!(!next.exit.oom_killed, "{next:?}");
+    worker.send(&ToSupervisor::End);
+    sandbox.exit_status();
+}

@@ -1,0 +1,126 @@
+//! Submits a run and watches it with the coordinator's own events: when it was settled is known to the millisecond,
+//! and nobody polls while the clock runs.
+
+use std::time::{Duration, Instant};
+
+use longshore_coordinator::api::types::RunEvent;
+use longshore_coordinator::core::view::{AttemptView, RunOutcome, RunView, StepView};
+use longshore_protocol::RunId;
+use longshore_tests::Fleet;
+use reqwest::Client;
+use serde_json::json;
+
+use crate::failure::{Failure, Result};
+
+/// A run that takes longer is stuck: the longest here takes half a minute.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// A run that is over.
+pub(crate) struct Ran {
+    pub(crate) view: RunView,
+    /// From before it was submitted until we heard that it is settled.
+    pub(crate) settled: Duration,
+    /// The same until every byte of its logs is in the store.
+    pub(crate) closed: Duration,
+}
+
+/// Submits a pipeline file and waits for its end. It must pass.
+pub(crate) async fn run(fleet: &Fleet, pipeline: &str) -> Result<Ran> {
+    let plan = longshore_coordinator::pipeline::parse("bench.yaml", pipeline)
+        .map_err(|mistakes| Failure::new(format!("{mistakes}\n{mistakes:?}")))?;
+    let body = serde_json::to_vec(&json!({ "run": RunId::new(), "pipeline": plan }))?;
+    let http = Client::builder().no_proxy().build()?;
+    let began = Instant::now();
+    let request = http.post(fleet.url("/v1/runs")).header("content-type", "application/json").body(body);
+    let answer = request.send().await?;
+    let (status, text) = (answer.status(), answer.text().await?);
+    if !status.is_success() {
+        return Err(Failure::new(format!("submit: {status}: {text}")));
+    }
+    let run: RunId = serde_json::from_value(serde_json::from_str::<serde_json::Value>(&text)?["run"].take())?;
+    let watched = tokio::time::timeout(PATIENCE, watch(&http, fleet, run, began)).await;
+    let (settled, closed) = watched.map_err(|_| Failure::new(format!("run {run} does not end")))??;
+    let view: RunView = http.get(fleet.url(&format!("/v1/runs/{run}"))).send().await?.json().await?;
+    passed(&view)?;
+    Ok(Ran { view, settled, closed })
+}
+
+/// Follows a run that somebody else submitted at `began`.
+pub(crate) async fn follow(fleet: &Fleet, run: RunId, began: Instant) -> Result<Ran> {
+    let http = Client::builder().no_proxy().build()?;
+    let (settled, closed) = watch(&http, fleet, run, began).await?;
+    let view: RunView = http.get(fleet.url(&format!("/v1/runs/{run}"))).send().await?.json().await?;
+    passed(&view)?;
+    Ok(Ran { view, settled, closed })
+}
+
+async fn watch(http: &Client, fleet: &Fleet, run: RunId, began: Instant) -> Result<(Duration, Duration)> {
+    let mut events = http.get(fleet.url(&format!("/v1/runs/{run}/events"))).send().await?;
+    let (mut unread, mut settled) = (Vec::new(), None);
+    while let Some(chunk) = events.chunk().await? {
+        unread.extend_from_slice(&chunk);
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = unread.drain(..=end).collect();
+            let Some(data) = line.strip_prefix(b"data:") else { continue };
+            let over = match serde_json::from_slice(data)? {
+                RunEvent::View { view } => view.summary.outcome.is_some(),
+                RunEvent::Run { run } => run.outcome.is_some(),
+                RunEvent::Step { .. } => false,
+                RunEvent::End => {
+                    let closed = began.elapsed();
+                    return Ok((settled.unwrap_or(closed), closed));
+                }
+            };
+            if over {
+                settled.get_or_insert_with(|| began.elapsed());
+            }
+        }
+    }
+    Err(Failure::new(format!("the events of {run} broke off")))
+}
+
+fn passed(view: &RunView) -> Result<()> {
+    if view.summary.outcome == Some(RunOutcome::Passed) {
+        return Ok(());
+    }
+    let bad = view.steps.iter().find(|step| step.outcome.as_ref().is_none_or(|outcome| !outcome.is_passed()));
+    Err(Failure::new(format!("run {} did not pass: {bad:?}", view.summary.run)))
+}
+
+/// The attempt that a step's outcome comes from.
+pub(crate) fn last(step: &StepView) -> Result<&AttemptView> {
+    step.attempts.last().ok_or_else(|| Failure::new(format!("{} was never tried", step.step)))
+}
+
+/// What a step wrote.
+pub(crate) async fn log(fleet: &Fleet, run: RunId, step: &str) -> Result<String> {
+    let http = Client::builder().no_proxy().build()?;
+    let request = http.get(fleet.url(&format!("/v1/runs/{run}/logs"))).query(&[("step", step), ("attempt", "1")]);
+    Ok(request.send().await?.error_for_status()?.text().await?)
+}
+
+/// Each step's time by where it went, ms: a line a step, for a profile.
+pub(crate) fn account(view: &RunView) -> String {
+    let mut text = format!(
+        "{:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
+        "step", "queued at", "claim", "prepare", "command", "commit", "settle"
+    );
+    for step in &view.steps {
+        let Ok(attempt) = last(step) else { continue };
+        let phases = attempt.phases.unwrap_or_default();
+        let since = |from: u64, to: Option<u64>| to.map_or(0, |to| to.saturating_sub(from));
+        let accepted = attempt.accepted_at_ms.unwrap_or(attempt.dispatched_at_ms);
+        let on_worker = phases.prepare_ms + phases.exec_ms + phases.snapshot_ms;
+        text += &format!(
+            "{:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
+            step.step.as_str(),
+            attempt.dispatched_at_ms.saturating_sub(view.summary.submitted_at_ms),
+            accepted.saturating_sub(attempt.dispatched_at_ms),
+            phases.prepare_ms,
+            phases.exec_ms,
+            phases.snapshot_ms,
+            since(accepted, attempt.ended_at_ms).saturating_sub(on_worker),
+        );
+    }
+    text
+}

@@ -1,0 +1,171 @@
+//! Ten steps, each on the files of the one before, as most builds are; with and without a cache key on every step.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use longshore_coordinator::core::view::RunView;
+use longshore_tests::Fleet;
+use uuid::Uuid;
+
+use crate::drive;
+use crate::failure::Result;
+use crate::figure::{Figure, Goal, median};
+use crate::measure::Row;
+use crate::stand::{self, IMAGE, Stand};
+
+const STEPS: usize = 10;
+
+/// What both rows do.
+struct Chain {
+    stand: Stand,
+    fleet: Fleet,
+    /// Where the Dockerfile of the same steps lies.
+    context: PathBuf,
+    keyed: bool,
+    versions: String,
+    /// BuildKit's seconds with `--network none`: what ours have. Shown beside, since users rarely say it.
+    without_network: Vec<f64>,
+    last: Option<RunView>,
+}
+
+impl Chain {
+    async fn set_up(stand: &Stand, keyed: bool) -> Result<Self> {
+        let context = stand.work("chain")?;
+        let steps = (1..=STEPS).map(|n| format!("RUN {}\n", command(n)));
+        let dockerfile = format!("FROM {IMAGE}\n{}", steps.collect::<String>());
+        std::fs::write(context.join("Dockerfile"), dockerfile)?;
+        let format = "client {{.Client.Version}}, engine {{.Server.Version}}";
+        let versions = stand.docker_said(&["version", "--format", format]).await?.trim().to_owned();
+        let fleet = stand.fleet(2).await;
+        let stand = stand.clone();
+        Ok(Self { stand, fleet, context, keyed, versions, without_network: Vec::new(), last: None })
+    }
+
+    fn pipeline(&self) -> String {
+        let salt = Uuid::new_v4().simple().to_string();
+        let mut text = format!("name: chain\ndefaults: {{image: \"{IMAGE}\"}}\nsteps:\n");
+        for n in 1..=STEPS {
+            let _ = writeln!(text, "  - name: s{n}\n    run: {}", command(n));
+            if n > 1 {
+                let _ = writeln!(text, "    from: s{}", n - 1);
+            }
+            if self.keyed {
+                let _ = writeln!(text, "    cache: {{key: {salt}-{n}}}");
+            }
+        }
+        text
+    }
+
+    async fn ours(&mut self) -> Result<Vec<f64>> {
+        let ran = drive::run(&self.fleet, &self.pipeline()).await?;
+        self.last = Some(ran.view);
+        Ok(vec![ran.settled.as_secs_f64()])
+    }
+
+    async fn buildkit(&self, more: &[&str]) -> Result<f64> {
+        let args = [&["build", "--no-cache"], more, &[stand::text(&self.context)?]].concat();
+        let mut command = self.stand.docker(&args);
+        command.env("DOCKER_BUILDKIT", "1");
+        let began = Instant::now();
+        stand::said(&mut command).await?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    async fn baseline(&mut self) -> Result<Vec<f64>> {
+        let seconds = self.buildkit(&[]).await?;
+        self.without_network.push(self.buildkit(&["--network", "none"]).await?);
+        Ok(vec![seconds])
+    }
+
+    fn settings(&self) -> String {
+        let without = median(self.without_network.iter().copied());
+        format!(
+            "the same ten RUN lines from the same image, {}, its default network; with --network none, which ours \
+             have, it takes {without:.2} s",
+            self.versions
+        )
+    }
+}
+
+fn command(n: usize) -> String {
+    format!("echo {n} >> /state")
+}
+
+/// Without keys: nothing says that anybody will want the files again.
+pub(crate) struct Plain(Chain);
+
+impl Row for Plain {
+    const FIGURES: &'static [Figure] = &[Figure {
+        name: "chain10",
+        says: "chain of 10, no cache keys, over RabbitMQ",
+        unit: "s",
+        baseline: "DOCKER_BUILDKIT=1 docker build --no-cache",
+        goal: Goal::RatioAtMost(0.15),
+        limit: None,
+    }];
+
+    async fn set_up(stand: &Stand) -> Result<Self> {
+        Chain::set_up(stand, false).await.map(Self)
+    }
+
+    async fn ours(&mut self) -> Result<Vec<f64>> {
+        self.0.ours().await
+    }
+
+    async fn baseline(&mut self) -> Result<Vec<f64>> {
+        self.0.baseline().await
+    }
+
+    fn settings(&self) -> String {
+        self.0.settings()
+    }
+
+    fn account(&self) -> String {
+        self.0.last.as_ref().map(drive::account).unwrap_or_default()
+    }
+
+    async fn finish(self) -> Result<()> {
+        stand::end(self.0.fleet).await;
+        Ok(())
+    }
+}
+
+/// With a new key on each: ten commits, no hit. BuildKit keeps ten layers too.
+pub(crate) struct Keyed(Chain);
+
+impl Row for Keyed {
+    const FIGURES: &'static [Figure] = &[Figure {
+        name: "chain10-keys",
+        says: "chain of 10, every step with a new cache key (ten commits, no hit)",
+        unit: "s",
+        baseline: "DOCKER_BUILDKIT=1 docker build --no-cache",
+        goal: Goal::RatioAtMost(0.35),
+        limit: None,
+    }];
+
+    async fn set_up(stand: &Stand) -> Result<Self> {
+        Chain::set_up(stand, true).await.map(Self)
+    }
+
+    async fn ours(&mut self) -> Result<Vec<f64>> {
+        self.0.ours().await
+    }
+
+    async fn baseline(&mut self) -> Result<Vec<f64>> {
+        self.0.baseline().await
+    }
+
+    fn settings(&self) -> String {
+        self.0.settings()
+    }
+
+    fn account(&self) -> String {
+        self.0.last.as_ref().map(drive::account).unwrap_or_default()
+    }
+
+    async fn finish(self) -> Result<()> {
+        stand::end(self.0.fleet).await;
+        Ok(())
+    }
+}

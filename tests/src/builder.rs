@@ -1,0 +1,117 @@
+//! Which fleet is wanted.
+
+use std::net::TcpListener;
+
+use reqwest::Client;
+
+use crate::fleet::{Fleet, Member};
+use crate::services;
+
+/// Lease of the tests' fleets, in seconds: short, so that a lost worker is given up soon, and long enough for
+/// a machine whose two cores compile something else at the same time.
+const LEASE_SECS: u32 = 10;
+
+/// A fleet to be.
+#[derive(Debug, Default)]
+pub struct FleetBuilder {
+    workers: Vec<Wanted>,
+    amqp: Option<String>,
+    lease_secs: Option<u32>,
+}
+
+/// A worker to be.
+#[derive(Debug)]
+struct Wanted {
+    name: String,
+    docker: String,
+    slots: u32,
+    args: Vec<String>,
+}
+
+impl FleetBuilder {
+    /// With a worker of that name beside Engine 1 or 2, with two slots.
+    #[must_use]
+    pub fn worker(self, name: &str, engine: u8) -> Self {
+        let docker = services::env(&format!("LONGSHORE_TEST_DOCKER_{engine}"));
+        self.worker_at(name, &docker, 2)
+    }
+
+    /// With a worker beside an Engine of the test's own.
+    #[must_use]
+    pub fn worker_at(mut self, name: &str, docker: &str, slots: u32) -> Self {
+        self.workers.push(Wanted { name: name.to_owned(), docker: docker.to_owned(), slots, args: Vec::new() });
+        self
+    }
+
+    /// The worker that was named last is told this besides.
+    ///
+    /// # Panics
+    /// If none was.
+    #[must_use]
+    pub fn with(mut self, args: &[&str]) -> Self {
+        let last = self.workers.last_mut().expect("a worker is named before what it is told");
+        last.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// On another broker than the tests' common one.
+    #[must_use]
+    pub fn amqp(mut self, uri: &str) -> Self {
+        self.amqp = Some(uri.to_owned());
+        self
+    }
+
+    /// With another lease than the tests' common one.
+    #[must_use]
+    pub fn lease_secs(mut self, lease_secs: u32) -> Self {
+        self.lease_secs = Some(lease_secs);
+        self
+    }
+
+    /// A fleet of which nothing runs yet.
+    ///
+    /// # Panics
+    /// If a directory or a port cannot be had.
+    pub fn prepare(self) -> Fleet {
+        let dir = tempfile::tempdir().expect("a directory");
+        let workers = self.workers.into_iter().map(|wanted| {
+            let Wanted { name, docker, slots, args } = wanted;
+            let state = dir.path().join(&name);
+            (name, Member { docker, state, slots, metrics: free_address(), args, process: None })
+        });
+        Fleet {
+            prefix: format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
+            amqp: self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP")),
+            lease_secs: self.lease_secs.unwrap_or(LEASE_SECS),
+            address: free_address(),
+            coordinator: None,
+            workers: workers.collect(),
+            http: Client::builder().no_proxy().build().expect("no TLS to set up"),
+            runs: std::sync::Mutex::default(),
+            dir,
+        }
+    }
+
+    /// The fleet, every process of it ready.
+    pub async fn start(self) -> Fleet {
+        let mut fleet = self.prepare();
+        fleet.spawn_coordinator();
+        let names: Vec<_> = fleet.workers.keys().cloned().collect();
+        for name in &names {
+            fleet.spawn_worker(name);
+        }
+        fleet.coordinator().says("longshore coordinator: ready").await;
+        for name in &names {
+            fleet.worker(name).says("longshore worker: ready").await;
+        }
+        let count = names.len();
+        fleet.until_workers("every worker", |seen| seen.iter().filter(|worker| worker.alive).count() == count).await;
+        fleet
+    }
+}
+
+/// An address on loopback that nobody listens on: chosen once, so that a process started again has its old one.
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("bound").to_string()
+}
