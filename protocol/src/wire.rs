@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 /// The version of every message. It grows when an old reader would misunderstand, not when a field is added.
 pub const VERSION: u32 = 1;
 
+/// How [`encode`] begins. Whoever begins so need not be looked through for its version first: a megabyte of output takes
+/// a millisecond.
+const BEGINNING: &[u8] = br#"{"v":1,"#;
+const _: () = assert!(VERSION == 1, "BEGINNING says it as well");
+
 /// No message of ours comes near; a larger body is somebody's mistake or attack.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
@@ -53,6 +58,9 @@ pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
 pub fn decode<M: DeserializeOwned>(body: &[u8]) -> Result<M, Unreadable> {
     if body.len() > BODY_BYTES_MAX {
         return Err(Unreadable::TooLarge { bytes: body.len() });
+    }
+    if body.starts_with(BEGINNING) {
+        return serde_json::from_slice(body).map_err(Unreadable::Shape);
     }
     let Version { v } = serde_json::from_slice(body).map_err(Unreadable::NotAMessage)?;
     if v != u64::from(VERSION) {

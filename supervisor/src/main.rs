@@ -21,6 +21,7 @@ mod users;
 
 use std::process::ExitCode;
 
+use longshore_supervisor::wire::ORPHAN_MS_DEFAULT;
 use supervisor::{Over, Supervisor};
 
 /// Called in a wrong way (`EX_USAGE`).
@@ -32,8 +33,11 @@ const EXIT_ORPHANED: u8 = 75;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    let (Some(socket), None) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: longshore-supervisor SOCKET, as process 1 of a container");
+    let (socket, orphan, more) = (arguments.next(), arguments.next(), arguments.next());
+    // P17: also for one whose worker dies before it ever spoke.
+    let orphan_ms = orphan.map_or(Some(ORPHAN_MS_DEFAULT), |orphan| orphan.to_str()?.parse().ok());
+    let (Some(socket), Some(orphan_ms), None) = (socket, orphan_ms, more) else {
+        eprintln!("usage: longshore-supervisor SOCKET [ORPHAN_MS], as process 1 of a container");
         return ExitCode::from(EXIT_USAGE);
     };
     if std::process::id() != 1 {
@@ -44,7 +48,7 @@ fn main() -> ExitCode {
     sys::hide();
     // What it makes has the modes that it says, less what Docker's default takes.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    match sys::close_on_exec_all().and_then(|()| Supervisor::new(socket.into())) {
+    match sys::close_on_exec_all().and_then(|()| Supervisor::new(socket.into(), orphan_ms)) {
         Ok(supervisor) => match supervisor.run() {
             Over::Ended => ExitCode::SUCCESS,
             Over::Orphaned => ExitCode::from(EXIT_ORPHANED),

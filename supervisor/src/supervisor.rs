@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use longshore_supervisor::wire::{
-    CannotStart, Clean, Cleaned, Exited, FromSupervisor, Inject, InjectFailed, ORPHAN_MS_DEFAULT, OUTPUT_BYTES_MAX,
+    CannotStart, Clean, Cleaned, Exited, FromSupervisor, Inject, InjectFailed, OUTPUT_BYTES_MAX,
     Run, Started, State, SupervisorHello, ToSupervisor, VERSION, Whose, encode_output,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -56,7 +56,7 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(crate) fn new(socket: PathBuf) -> io::Result<Self> {
+    pub(crate) fn new(socket: PathBuf, orphan_ms: u64) -> io::Result<Self> {
         Ok(Self {
             link: Link::new(socket),
             signals: Signals::new()?,
@@ -65,7 +65,7 @@ impl Supervisor {
             command: None,
             refused: None,
             clean: true,
-            orphan_ms: ORPHAN_MS_DEFAULT,
+            orphan_ms,
             alone_since_ms: Some(clock::boot_ms()),
             scratch: vec![0; OUTPUT_BYTES_MAX],
             deferred: VecDeque::new(),

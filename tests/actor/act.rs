@@ -91,25 +91,24 @@ fn chmod(path: &Path, mode: u32) -> io::Result<()> {
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    fs::write(path, format!("{text}\n"))?;
+    writeln!(opened(path, fs::OpenOptions::new().write(true).create(true).truncate(true))?, "{text}")?;
     chmod(path, mode)
 }
 
 fn append(path: &Path, text: &str) -> io::Result<()> {
-    // Opened without blocking, or a named pipe without a reader would hold the step up.
-    let mut file = opened(path)?;
-    writeln!(file, "{text}")
+    writeln!(opened(path, fs::OpenOptions::new().append(true))?, "{text}")
 }
 
-fn opened(path: &Path) -> io::Result<fs::File> {
+/// Without blocking: a named pipe that nobody reads would hold the step up.
+fn opened(path: &Path, how: &mut fs::OpenOptions) -> io::Result<fs::File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     const O_NONBLOCK: i32 = 0o4000;
-    fs::OpenOptions::new().append(true).custom_flags(O_NONBLOCK).open(path)
+    how.custom_flags(O_NONBLOCK).open(path)
 }
 
 /// Not compressible by leaving out holes, and the same each time.
 fn big(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut file = io::BufWriter::new(fs::File::create(path)?);
+    let mut file = io::BufWriter::new(opened(path, fs::OpenOptions::new().write(true).create(true).truncate(true))?);
     let mut state = 1_u64;
     for _ in 0..bytes / 8 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -79,11 +79,10 @@ fn left_behind() {
     println!("abstract {}", name.map_or_else(|error| sys::name(&error), |()| "free".to_owned()));
     println!("tcp {}", read("/proc/net/tcp").lines().count().saturating_sub(1));
     let sockets = read("/proc/net/unix");
-    let named = sockets
-        .lines()
-        .skip(1)
-        .filter(|line| line.split_whitespace().nth(7).is_some_and(|name| !name.contains("longshore")));
-    println!("unix {}", named.count());
+    // Those without a name are the supervisors' own, and their other ends bear the name that the worker bound.
+    let named = sockets.lines().skip(1).filter_map(|line| line.split_whitespace().nth(7));
+    let named = named.filter(|name| !(name.starts_with("/proc/self/fd/") && name.ends_with("/sock")));
+    println!("unix {:?}", named.collect::<Vec<_>>());
 }
 
 /// Of the container, in both versions of control groups.
@@ -99,7 +98,19 @@ fn limits() {
         "cpu.max",
     ];
     for file in files {
-        println!("limit {file} {}", read(&format!("/sys/fs/cgroup/{file}")));
+        let limit = read(&format!("/sys/fs/cgroup/{file}"));
+        println!("limit {file} {}", if limits_nothing(file, &limit) { "none" } else { &limit });
+    }
+}
+
+/// The Engine has no word that takes a limit away again: an exbibyte of memory, or all processors there are, limit as
+/// little.
+fn limits_nothing(file: &str, limit: &str) -> bool {
+    let processors = read("/proc/cpuinfo").lines().filter(|line| line.starts_with("processor")).count() as i64;
+    match limit.split(' ').next().unwrap_or_default().parse::<i64>() {
+        Ok(micros) if file.starts_with("cpu") => micros < 0 || micros >= processors * 100_000,
+        Ok(number) => number >= 1 << 60,
+        Err(_) => limit.starts_with("max"),
     }
 }
 
@@ -131,7 +142,7 @@ fn walk(dir: &Path, recent: &std::ops::Range<i64>, files: bool) {
     for name in entries(dir) {
         let path = dir.join(&name);
         let shown = path.to_string_lossy().into_owned();
-        if ["/proc", "/sys", "/dev", "/dev/longshore"].contains(&shown.as_str()) {
+        if ["/proc", "/sys", "/dev/longshore"].contains(&shown.as_str()) {
             continue;
         }
         let Ok(data) = fs::symlink_metadata(&path) else { continue };
@@ -162,7 +173,7 @@ fn walk(dir: &Path, recent: &std::ops::Range<i64>, files: bool) {
             data.gid(),
             capability.unwrap_or_default()
         );
-        if kind.is_dir() {
+        if kind.is_dir() && shown != "/dev" {
             walk(&path, recent, files);
         }
     }
@@ -170,7 +181,7 @@ fn walk(dir: &Path, recent: &std::ops::Range<i64>, files: bool) {
 
 /// Mount points: the Engine makes them for each container.
 fn made_by_docker(path: &str) -> bool {
-    ["/.dockerenv", "/etc", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab"].contains(&path)
+    ["/.dockerenv", "/dev", "/etc", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab"].contains(&path)
         || path.starts_with("/volume") && !path[1..].contains('/')
 }
 

@@ -110,8 +110,13 @@ impl FleetBuilder {
     }
 }
 
-/// An address on loopback that nobody listens on: chosen once, so that a process started again has its old one.
+/// An address on loopback that nobody listens on: chosen once, so that a process started again has its old one. Below
+/// Linux's ephemeral range (from 32768): a port from there could be an outgoing connection's while its process is away.
 fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("bound").to_string()
+    let ports = std::iter::repeat_with(|| 20_000 + uuid::Uuid::new_v4().as_u128() % 12_000);
+    let mut free = ports.filter_map(|port| {
+        let address = format!("127.0.0.1:{port}");
+        TcpListener::bind(&address).is_ok().then_some(address)
+    });
+    free.next().expect("the iterator has no end")
 }

@@ -210,6 +210,27 @@ impl Fleet {
         assert!(seen.is_some(), "the coordinator does not see {what}: {:?}", self.workers_seen().await);
     }
 
+    /// Waits until the sum of a metric of a worker's is as asked for.
+    ///
+    /// # Panics
+    /// If it takes longer than [`PATIENCE`](crate::process::PATIENCE).
+    pub async fn until_metric(&self, worker: &str, metric: &str, value: f64) {
+        let poll = async {
+            let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
+            loop {
+                interval.tick().await;
+                let url = format!("http://{}/metrics", self.worker_metrics(worker));
+                let text = self.http.get(url).send().await.expect("the worker answers").text().await.expect("a body");
+                let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(metric));
+                let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+                if (values.sum::<f64>() - value).abs() < f64::EPSILON {
+                    return;
+                }
+            }
+        };
+        assert!(within_patience(poll).await.is_some(), "{metric} of {worker} does not become {value}");
+    }
+
     /// Submits a pipeline file as the command line does, and follows it.
     pub async fn submit(&self, pipeline: &str) -> Run<'_> {
         self.submit_as(RunId::new(), pipeline).await

@@ -70,6 +70,19 @@ impl<'a> Run<'a> {
         self.step(step).await
     }
 
+    /// The container in which a step's last attempt runs, once that is known.
+    ///
+    /// # Panics
+    /// If there is no step of that name.
+    pub async fn container(&self, step: &str) -> String {
+        let of = |view: &RunView| {
+            let step = view.steps.iter().find(|other| other.step.as_str() == step);
+            step.and_then(|step| step.attempts.last()).and_then(|attempt| attempt.container.clone())
+        };
+        let view = self.until(&format!("{step} has a container"), |view| of(view).is_some()).await;
+        of(&view).expect("waited for")
+    }
+
     /// Waits until a step's log has a line with this text.
     pub async fn prints(&self, step: &str, text: &str) {
         let poll = async {

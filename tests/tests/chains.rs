@@ -31,8 +31,9 @@ async fn a_chain_of_a_thousand_steps_passes_in_one_container() {
     assert_eq!(run.log(&format!("s{}", PARKED_STEPS - 1)).await, expected(PARKED_STEPS));
     let containers: BTreeSet<_> = attempts(&view).filter_map(|attempt| attempt.container.clone()).collect();
     assert_eq!(containers.len(), 1, "{containers:?}");
-    // Trifles: none of them was worth a commit.
-    assert_eq!(attempts(&view).filter(|attempt| attempt.snapshot.is_some()).count(), 0);
+    // Trifles: no more commits than their time together was worth.
+    let commits = attempts(&view).filter(|attempt| attempt.snapshot.is_some()).count();
+    assert!(commits <= PARKED_STEPS / 100, "{commits} commits");
     fleet.checks_out().await;
 }
 

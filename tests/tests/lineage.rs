@@ -242,7 +242,5 @@ fn step<'a>(view: &'a RunView, name: &str) -> &'a StepView {
 
 /// Ends the container of a step's last attempt from outside, as the kernel or an operator might.
 async fn kill_container(fleet: &Fleet, run: &Run<'_>, name: &str) {
-    let step = run.step(name).await;
-    let container = step.attempts.last().and_then(|attempt| attempt.container.clone()).expect("it runs in one");
-    docker(fleet.engine_of("one"), &["kill", &container]);
+    docker(fleet.engine_of("one"), &["kill", &run.container(name).await]);
 }

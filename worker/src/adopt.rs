@@ -23,7 +23,7 @@ use crate::{parked, pump, tidy};
 /// What was taken over, before anybody is told.
 pub(crate) struct Left {
     finished: Vec<(Finished, Handle)>,
-    open: Vec<(Open, Handle, Entrance)>,
+    open: Vec<(Open, Handle, Entrance, Recovered)>,
 }
 
 /// Takes everything over: it is in the tables when this returns, and nothing of it goes on yet.
@@ -50,19 +50,27 @@ pub(crate) async fn go_on<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, le
         drop(context.reporter.send(Event::Finished(finished)).await);
         context.pumps.spawn(pump::run(Arc::clone(context), attempt));
     }
-    for (open, attempt, entrance) in left.open {
+    for (open, attempt, entrance, found) in left.open {
         // Fewer slots than before are no reason to give up what runs.
         let slot = Arc::clone(&context.slots).try_acquire_owned().ok();
         if let Some(by) = open.cancelled {
             let _ = context.attempts.stop(attempt.key, StopReason::Cancelled(by));
         }
         context.pumps.spawn(pump::run(Arc::clone(context), attempt.clone()));
-        context.jobs.spawn(carry_out(Arc::clone(context), open.job, attempt, entrance, Instant::now(), slot));
+        context.jobs.spawn(carry_out(
+            Arc::clone(context),
+            open.job,
+            attempt,
+            entrance,
+            Some(found),
+            Instant::now(),
+            slot,
+        ));
     }
 }
 
 /// Where an attempt goes on.
-async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (Open, Handle, Entrance) {
+async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (Open, Handle, Entrance, Recovered) {
     let record = open.record();
     let key = AttemptKey::of(&record.claim);
     let found = recover(context, key).await;
@@ -72,17 +80,19 @@ async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (O
     context.tidying.uses(container);
     let answer = context.retrying("adopt", || context.engine.adopt(container, found.read())).await;
     let taken = open.consumed.clone().map(Box::new);
-    let (what, entrance) = match (answer, taken) {
-        (Ok(Adopted::Command { attempt, ran, running }), taken) if attempt == fence.to_string() => {
-            ("followed", Entrance::Running { taken, ran, running, found })
+    let (what, entrance) = match (answer, taken, open.ended.clone()) {
+        // How it ended is known, whatever became of its container since: that shows when it is committed.
+        (_, taken, Some(ended)) => ("ended", Entrance::Ended { taken, ended }),
+        (Ok(Adopted::Command { attempt, ran, running }), taken, None) if attempt == fence.to_string() => {
+            ("followed", Entrance::Running { taken, ran, running })
         }
-        (Ok(Adopted::Idle), Some(taken)) if !open.running => ("taken", Entrance::Taken(taken)),
+        (Ok(Adopted::Idle), Some(taken), None) if !open.running => ("taken", Entrance::Taken(taken)),
         // Nothing was started in it, and it is nobody else's: made anew, whatever was in it.
-        (Ok(Adopted::Idle) | Err(_), None) if !open.running => {
+        (Ok(Adopted::Idle) | Err(_), None, None) if !open.running => {
             tidy::remove(context, container).await;
             ("prepared_again", Entrance::Prepare)
         }
-        (answer, _) => {
+        (answer, ..) => {
             let reason = match answer {
                 Err(EngineError::Gone { .. }) => "its container did not outlive the worker's restart".to_owned(),
                 Err(error) => format!("its container could not be taken up again: {error}"),
@@ -91,37 +101,40 @@ async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (O
             tracing::warn!(attempt = %fence, reason, "lost over a restart");
             // P11: before that is told.
             tidy::remove(context, container).await;
-            ("lost", Entrance::Lost { reason, found })
+            ("lost", Entrance::Lost { reason })
         }
     };
     metrics::counter!(ADOPTED, "what" => what).increment(1);
     tracing::info!(attempt = %fence, what, "adopted");
-    let spooled = if matches!(entrance, Entrance::Prepare | Entrance::Taken(_)) { 0 } else { found.bytes };
-    metrics::gauge!(SPOOL_BYTES).increment(spooled as f64);
-    let attempt = context.attempts.adopt(open, spooled);
+    let attempt = context.attempts.adopt(open, found.bytes);
     if matches!(entrance, Entrance::Running { .. }) {
         // Also if the crash came before that was written.
         context.attempts.enter(key, Phase::Running);
     }
-    (open.clone(), attempt, entrance)
+    (open.clone(), attempt, entrance, found)
 }
 
-/// Takes up a parked container, if a child can still go on in it.
+/// Takes up a parked container, if a child can still go on in it. What there is to do for that is done behind `hello`;
+/// a child waits for it.
 async fn park<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, parked: &Parked) {
     let container = &parked.container;
     context.tidying.uses(container);
     let own = context.fence(&parked.claim).to_string();
     let answer = context.retrying("adopt", || context.engine.adopt(container, Offsets::default())).await;
     let what = match answer {
+        Ok(Adopted::Idle | Adopted::Command { .. }) if parked.committing => {
+            let (leaving, place) = (Arc::clone(context), context.parked.park(parked.clone()));
+            context.tidying.at_once(async move { parked::leave_in_doubt(&leaving, place).await });
+            "parked"
+        }
         Ok(Adopted::Idle) => {
             drop(context.parked.park(parked.clone()));
             "parked"
         }
         // The crash came before it was cleaned.
         Ok(Adopted::Command { attempt, .. }) if attempt == own => {
-            let place = context.parked.park(parked.clone());
-            let readying = Arc::clone(context);
-            context.tidying.later(async move { parked::make_ready(&readying, place).await }).await;
+            let (readying, place) = (Arc::clone(context), context.parked.park(parked.clone()));
+            context.tidying.at_once(async move { parked::make_ready(&readying, place).await });
             "parked"
         }
         answer => {
@@ -137,8 +150,10 @@ async fn park<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, parked: &Parke
 async fn recover<B: Broker, E: Engine>(context: &Context<B, E>, key: AttemptKey) -> Recovered {
     let path = context.disk.spool_path(key);
     let recovered = blocking(move || spool::recover(&path)).await;
-    recovered.unwrap_or_else(|error| {
+    let found = recovered.unwrap_or_else(|error| {
         tracing::error!(%error, "a spool cannot be read; its output is lost");
         Recovered::default()
-    })
+    });
+    metrics::gauge!(SPOOL_BYTES).increment(found.bytes as f64);
+    found
 }

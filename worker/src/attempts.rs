@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::blocking::blocking;
 use crate::disk::Disk;
 use crate::disk::log::{Durable, RecordLog};
-use crate::disk::records::{AttemptKey, Entry, Open, Parked, claim_of};
+use crate::disk::records::{AttemptKey, Ended, Entry, Open, Parked, claim_of};
 
 /// Why an attempt is stopped before its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,6 +192,13 @@ impl Attempts {
         self.note(Entry::Cancelled { claim: claim.clone(), by: by.clone() }).await;
     }
 
+    /// P16: its command has ended so, which its supervisor is about to forget. P19: a commit of its container begins:
+    /// after a crash nobody goes on in it, because that may be under way still.
+    pub(crate) async fn ended(&self, claim: &Claim, ended: Ended) -> io::Result<()> {
+        self.enter(AttemptKey::of(claim), Phase::Snapshotting);
+        self.log.add(Entry::Ended { claim: claim.clone(), ended: Box::new(ended) }, Durable::Process).await
+    }
+
     /// Says how far it is; a restart finds that out by itself.
     pub(crate) fn enter(&self, key: AttemptKey, phase: Phase) {
         if let Some(held) = self.lock().held.get_mut(&key) {
@@ -214,6 +221,7 @@ impl Attempts {
             return false;
         }
         held.record.phase = Phase::Finished(boxed);
+        held.wants = None;
         true
     }
 

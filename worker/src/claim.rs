@@ -215,7 +215,7 @@ async fn take<B: Broker, E: Engine>(
     };
     tracing::info!(step = %job.step, attempt = %context.fence(&attempt.claim), "claimed");
     context.pumps.spawn(pump::run(Arc::clone(&context), attempt.clone()));
-    carry_out(context, *job, attempt, Entrance::Prepare, delivered, Some(slot)).await;
+    carry_out(context, *job, attempt, Entrance::Prepare, None, delivered, Some(slot)).await;
 }
 
 enum Claimed {

@@ -155,8 +155,9 @@ async fn remove_all<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, mut want
         match unwanted {
             Unwanted::Snapshot(snapshot) => snapshot::remove(context, &snapshot).await,
             Unwanted::Left(claim) => {
+                // Not ended half-way when the worker stops.
                 let releasing = Arc::clone(context);
-                context.tidying.later(async move { parked::release(&releasing, &claim).await }).await;
+                context.tidying.whole(async move { parked::release(&releasing, &claim).await }).await;
             }
         }
     }

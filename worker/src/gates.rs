@@ -88,6 +88,7 @@ impl Gate {
     }
 
     /// How many it lets through now.
+    #[cfg(test)]
     pub(crate) fn limit(&self) -> usize {
         self.lock().limit.now()
     }

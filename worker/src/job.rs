@@ -14,9 +14,9 @@ use crate::attempts::{Handle, StopReason};
 use crate::checkpoint::Chain;
 use crate::clock::{now_ms, since_ms};
 use crate::context::Context;
-use crate::disk::records::Parked;
+use crate::disk::records::{Ended, Parked};
 use crate::disk::spool::Recovered;
-use crate::engine::{CommandSpec, ContainerName, Engine, Running};
+use crate::engine::{Cleaned, CommandSpec, ContainerName, Engine, Running};
 use crate::metrics::{PHASE_SECONDS, STEPS};
 use crate::output::Spool;
 use crate::prepare::{self, Prepared};
@@ -41,6 +41,10 @@ pub(crate) struct Task {
     pub(crate) chain: Chain,
     /// Whether a supervisor runs its command.
     pub(crate) supervised: bool,
+    /// A commit of it may be under way that nobody waits for (P19).
+    pub(crate) in_doubt: bool,
+    /// It was cleaned behind its command, and so it is.
+    pub(crate) cleaned: Option<Cleaned>,
     pub(crate) spool: Spool,
     pub(crate) phases: Phases,
     pub(crate) delivered: Instant,
@@ -60,11 +64,15 @@ pub(crate) enum Entrance {
         /// Since its start.
         ran: Duration,
         running: Running,
-        /// What is on the disk of its output.
-        found: Recovered,
+    },
+    /// P10: its command had ended, and its container was about to be committed.
+    Ended {
+        /// The container that it took, if it did not make its own.
+        taken: Option<Box<Parked>>,
+        ended: Ended,
     },
     /// P10: its container did not outlive the worker's restart.
-    Lost { reason: String, found: Recovered },
+    Lost { reason: String },
 }
 
 /// How it ended, and what is left of it.
@@ -133,24 +141,22 @@ impl Task {
     }
 }
 
-/// Carries out an attempt that was claimed. The slot is free again when its `finished` is on its way: what is left of
-/// it is tidied up behind it.
+/// Carries out an attempt that was claimed, or goes on with one: then `found` is what is spooled of it. The slot is free
+/// again when its `finished` is on its way: what is left of it is tidied up behind it.
 pub(crate) async fn carry_out<B: Broker, E: Engine>(
     context: Arc<Context<B, E>>,
     job: Job,
     attempt: Handle,
     entrance: Entrance,
+    found: Option<Recovered>,
     delivered: Instant,
     slot: Option<OwnedSemaphorePermit>,
 ) {
     let bytes_max = context.config.spool_bytes_max;
-    let spool = match &entrance {
-        Entrance::Prepare | Entrance::Taken(_) => {
-            Spool::create(&attempt.spool, attempt.spooled.clone(), bytes_max).await
-        }
-        Entrance::Running { found, .. } | Entrance::Lost { found, .. } => {
-            Spool::resume(&attempt.spool, *found, attempt.spooled.clone(), bytes_max).await
-        }
+    let spool = match found {
+        None => Spool::create(&attempt.spool, attempt.spooled.clone(), bytes_max).await,
+        // The coordinator may have some of it, whatever it was.
+        Some(found) => Spool::resume(&attempt.spool, found, attempt.spooled.clone(), bytes_max).await,
     };
     let fence = context.fence(&attempt.claim);
     let container = ContainerName::of(&fence);
@@ -159,7 +165,10 @@ pub(crate) async fn carry_out<B: Broker, E: Engine>(
             let (chain, phases) = (Chain::default(), Phases::default());
             // What was adopted has a supervisor; the others wait until it is known here.
             let supervised = !matches!(entrance, Entrance::Prepare) || context.supervised().await;
-            let mut task = Task { job, attempt, fence, container, chain, supervised, spool, phases, delivered };
+            let in_doubt = matches!(entrance, Entrance::Ended { .. });
+            let cleaned = None;
+            let mut task =
+                Task { job, attempt, fence, container, chain, supervised, in_doubt, cleaned, spool, phases, delivered };
             let end = run(&context, &mut task, entrance).await;
             report(&context, task, end).await;
         }
@@ -196,7 +205,15 @@ async fn run<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task, ent
             }
             exec::follow(context, task, running, ran).await
         }
-        Entrance::Lost { reason, .. } => {
+        Entrance::Ended { taken, ended } => {
+            if let Some(taken) = &taken {
+                task.go_on_in(taken);
+            }
+            let Ended { outcome, exec_ms, usage } = ended;
+            task.ran(Duration::from_millis(exec_ms));
+            End { usage, ..End::of(outcome) }
+        }
+        Entrance::Lost { reason } => {
             task.note(&reason).await;
             return End::infra(InfraStage::Exec, reason);
         }
@@ -206,8 +223,13 @@ async fn run<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task, ent
 
 fn container_of(entrance: &Entrance) -> Option<ContainerName> {
     match entrance {
-        Entrance::Taken(taken) | Entrance::Running { taken: Some(taken), .. } => Some(taken.container.clone()),
-        Entrance::Prepare | Entrance::Running { taken: None, .. } | Entrance::Lost { .. } => None,
+        Entrance::Taken(taken)
+        | Entrance::Running { taken: Some(taken), .. }
+        | Entrance::Ended { taken: Some(taken), .. } => Some(taken.container.clone()),
+        Entrance::Prepare
+        | Entrance::Running { taken: None, .. }
+        | Entrance::Ended { taken: None, .. }
+        | Entrance::Lost { .. } => None,
     }
 }
 
@@ -248,7 +270,7 @@ async fn report<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, mut task: Ta
     }
     let (removed, kept) = (end.may_run, end.snapshot.clone());
     let parked = end.park.then(|| parked(&task, kept.clone()));
-    let container = task.container.clone();
+    let (container, cleaned) = (task.container.clone(), task.cleaned.is_some());
     let finished = finished(&task.attempt, end, task.phases, output);
     // Children start on `finished`: what is left is tidied up behind it (P11). A child that is quicker waits.
     let place = parked.clone().map(|parked| context.parked.park(parked));
@@ -256,7 +278,15 @@ async fn report<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, mut task: Ta
     match place {
         Some(place) if told => {
             let readying = Arc::clone(context);
-            context.tidying.later(async move { parked::make_ready(&readying, place).await }).await;
+            let ready = async move {
+                if cleaned {
+                    drop(place);
+                } else {
+                    parked::make_ready(&readying, place).await;
+                }
+                parked::make_room(&readying).await;
+            };
+            context.tidying.later(ready).await;
         }
         Some(place) => {
             drop(place);
@@ -282,6 +312,7 @@ fn parked(task: &Task, committed: Option<SnapshotId>) -> Parked {
         network: task.job.spec.network,
         chain: task.chain,
         committed,
+        committing: false,
         since_ms: now_ms(),
     }
 }

@@ -32,9 +32,10 @@ pub(crate) const BROKER_CONNECTED: &str = "longshore_worker_broker_connected";
 pub(crate) const ENGINE_REACHABLE: &str = "longshore_worker_engine_reachable";
 
 /// The calls that are tried again: the values of `operation`.
-pub(crate) const OPERATIONS: [&str; 10] = [
+pub(crate) const OPERATIONS: [&str; 11] = [
     "begin",
     "adopt",
+    "fit",
     "ensure_image",
     "snapshot_exists",
     "create",
@@ -46,7 +47,8 @@ pub(crate) const OPERATIONS: [&str; 10] = [
 ];
 
 /// The values of `what`: what became of an attempt or a parked container that an earlier incarnation left (P10).
-pub(crate) const ADOPTIONS: [&str; 6] = ["followed", "taken", "prepared_again", "lost", "parked", "parked_lost"];
+pub(crate) const ADOPTIONS: [&str; 7] =
+    ["followed", "ended", "taken", "prepared_again", "lost", "parked", "parked_lost"];
 
 /// The values of `kind`: what made a control message stale (P22).
 pub(crate) const FENCES: [&str; 3] = ["worker", "incarnation", "epoch"];

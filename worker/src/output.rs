@@ -1,15 +1,16 @@
 //! From the command's pipes to the disk: cut into lines, written, and only then known to anybody (P16).
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use longshore_protocol::output::{LINE_BYTES_MAX, Line, Offsets, Stream};
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::attempts::Spooled;
+use crate::blocking::blocking;
 use crate::clock::now_ms;
 use crate::disk::spool::{Recovered, Words, encode, encode_missing};
 use crate::engine::{OUTPUT_PIECES_MAX, Piece};
@@ -25,7 +26,7 @@ const FRAMES_OF_A_PIECE_BYTES_MAX: usize = 64 * 1024 * 27 + LINE_BYTES_MAX;
 
 /// One attempt's output on its way to the disk.
 pub(crate) struct Spool {
-    file: File,
+    file: Arc<File>,
     spooled: watch::Sender<Spooled>,
     splitters: [(Stream, LineSplitter); 2],
     /// INVARIANT: of what is in the file whole. Final once [`finish`](Self::finish) has returned.
@@ -45,7 +46,9 @@ pub(crate) struct Spool {
 impl Spool {
     /// An empty spool; what was there before is dropped.
     pub(crate) async fn create(path: &Path, spooled: watch::Sender<Spooled>, bytes_max: u64) -> io::Result<Self> {
-        Ok(Self::of(File::create(path).await?, Recovered::default(), spooled, bytes_max))
+        let path = path.to_owned();
+        let file = blocking(move || File::create(path)).await?;
+        Ok(Self::of(file, Recovered::default(), spooled, bytes_max))
     }
 
     /// P10: goes on behind what an earlier incarnation wrote.
@@ -55,7 +58,8 @@ impl Spool {
         spooled: watch::Sender<Spooled>,
         bytes_max: u64,
     ) -> io::Result<Self> {
-        let file = File::options().append(true).open(path).await?;
+        let path = path.to_owned();
+        let file = blocking(move || File::options().append(true).open(path)).await?;
         Ok(Self::of(file, found, spooled, bytes_max))
     }
 
@@ -64,7 +68,7 @@ impl Spool {
         // Once something was left out, nothing more is taken: a log has one hole at most, at its end.
         let taken = if found.missing.total() > 0 { bytes_max } else { found.read().total() };
         Self {
-            file,
+            file: Arc::new(file),
             spooled,
             splitters: [Stream::Stdout, Stream::Stderr].map(splitter),
             written: found,
@@ -149,15 +153,20 @@ impl Spool {
         self.write().await
     }
 
-    /// Ends both streams and makes sure that all of it is on the disk. Answers the final offsets (P14).
-    pub(crate) async fn finish(&mut self) -> io::Result<Offsets> {
+    /// The command will write no more: what it left without a newline is written as well.
+    pub(crate) async fn close(&mut self) -> io::Result<()> {
         let at_ms = now_ms();
         let mut lines = Vec::new();
         for (_, splitter) in &mut self.splitters {
             splitter.finish(at_ms, &mut lines);
         }
         self.frame(&mut lines, Words::Commands);
-        self.write().await?;
+        self.write().await
+    }
+
+    /// Ends both streams and makes sure that all of it is on the disk. Answers the final offsets (P14).
+    pub(crate) async fn finish(&mut self) -> io::Result<Offsets> {
+        self.close().await?;
         if self.written.missing.total() > 0 {
             // P15: a marker in place, never a changed verdict. The streams go on behind it.
             let Offsets { stdout, stderr } = self.written.missing;
@@ -167,7 +176,8 @@ impl Spool {
         // A worker that crashes leaves what it wrote; a host that loses its power only what was synced. Once is
         // enough: until it is finished, an attempt does not survive its host anyway.
         if self.unsynced {
-            self.file.sync_data().await?;
+            let file = Arc::clone(&self.file);
+            blocking(move || file.sync_data()).await?;
             self.unsynced = false;
         }
         Ok(self.written.offsets)
@@ -198,16 +208,16 @@ impl Spool {
         debug_assert!(self.frames.len() <= FRAMES_BYTES + FRAMES_OF_A_PIECE_BYTES_MAX);
         // Also if this is dropped half-way.
         (self.broken, self.unsynced) = (true, true);
-        self.file.write_all(&self.frames).await?;
-        self.file.flush().await?;
-        self.broken = false;
-        self.ahead.bytes += self.frames.len() as u64;
-        self.written = self.ahead;
-        metrics::gauge!(SPOOL_BYTES).increment(self.frames.len() as f64);
-        // P16: nobody reads further than this.
-        self.spooled.send_modify(|spooled| spooled.bytes += self.frames.len() as u64);
         // Not kept for the next ones: a hundred quiet steps hold nothing.
-        self.frames = Vec::new();
+        let (file, frames) = (Arc::clone(&self.file), std::mem::take(&mut self.frames));
+        let bytes = frames.len() as u64;
+        blocking(move || (&*file).write_all(&frames)).await?;
+        self.broken = false;
+        self.ahead.bytes += bytes;
+        self.written = self.ahead;
+        metrics::gauge!(SPOOL_BYTES).increment(bytes as f64);
+        // P16: nobody reads further than this.
+        self.spooled.send_modify(|spooled| spooled.bytes += bytes);
         Ok(())
     }
 
@@ -232,7 +242,7 @@ mod tests {
 
     /// What the spool's reader would send.
     fn sent(path: &Path, spooled: &watch::Sender<Spooled>) -> Vec<Line> {
-        let file = std::fs::File::open(path).unwrap();
+        let file = File::open(path).unwrap();
         let to = spooled.borrow().bytes;
         let (mut at, mut lines) = (0, Vec::new());
         while at < to {
@@ -307,10 +317,10 @@ mod tests {
         let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
         drained(&mut spool, vec![piece(Stream::Stdout, "kept\n")]).await.unwrap();
         // A disk that takes no more.
-        spool.file = File::from_std(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        spool.file = Arc::new(File::options().write(true).open("/dev/full").unwrap());
         drained(&mut spool, vec![piece(Stream::Stdout, "lost\n")]).await.unwrap_err();
         // It takes some again: behind a hole nothing may be written.
-        spool.file = File::from_std(std::fs::File::options().append(true).open(&path).unwrap());
+        spool.file = Arc::new(File::options().append(true).open(&path).unwrap());
         spool.note("never").await.unwrap_err();
         spool.finish().await.unwrap_err();
         assert_eq!(spool.written(), Offsets { stdout: 5, stderr: 0 });

@@ -4,67 +4,26 @@
 //! under way ends before a child starts. How many, and for how long, is bounded; who has to go is committed first,
 //! under the name that its children look for.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod table;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_protocol::SnapshotId;
 use longshore_protocol::broker::Broker;
 use longshore_protocol::event::Claim;
 use longshore_protocol::job::Job;
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+pub(crate) use self::table::{ParkedContainers, State};
 use crate::attempts::Handle;
 use crate::checkpoint::Cause;
-use crate::clock::now_ms;
 use crate::context::Context;
-use crate::disk::log::{Durable, RecordLog};
 use crate::disk::records::{AttemptKey, Entry, Parked};
-use crate::engine::{Cleaned, Engine};
-use crate::metrics::{COMMITS_AVOIDED, PARKED};
+use crate::engine::{Cleaned, Engine, EngineError, ErrorClass};
+use crate::metrics::COMMITS_AVOIDED;
 use crate::{snapshot, tidy};
-
-/// What there is of a parked container.
-#[derive(Debug)]
-pub(crate) enum State {
-    /// It can be taken.
-    Here(Box<Parked>),
-    /// A child took it, or it was removed.
-    Gone {
-        /// Why nobody can go on in it, if that is of interest: for the child's log.
-        because: Option<String>,
-    },
-}
-
-/// One of them.
-#[derive(Debug)]
-pub(crate) struct Place {
-    claim: Claim,
-    since: Instant,
-    state: Arc<tokio::sync::Mutex<State>>,
-}
-
-impl Place {
-    async fn lock(&self) -> OwnedMutexGuard<State> {
-        Arc::clone(&self.state).lock_owned().await
-    }
-}
-
-#[derive(Default)]
-struct Table {
-    places: BTreeMap<AttemptKey, Arc<Place>>,
-    /// Those that have to go: chosen once.
-    leaving: Vec<AttemptKey>,
-}
-
-/// All of them.
-pub(crate) struct ParkedContainers {
-    log: RecordLog,
-    table: Mutex<Table>,
-    /// One more, or one less.
-    changed: Notify,
-}
 
 /// What a child got.
 pub(crate) enum Taken {
@@ -79,90 +38,16 @@ pub(crate) enum Taken {
     },
 }
 
-impl ParkedContainers {
-    pub(crate) fn new(log: RecordLog) -> Self {
-        Self { log, table: Mutex::default(), changed: Notify::new() }
-    }
-
-    /// Parks a container; its record is the caller's. Nobody takes it before the lock is dropped.
-    pub(crate) fn park(&self, parked: Parked) -> OwnedMutexGuard<State> {
-        let claim = parked.claim.clone();
-        let now = Instant::now();
-        let age = Duration::from_millis(now_ms().saturating_sub(parked.since_ms));
-        let state = Arc::new(tokio::sync::Mutex::new(State::Here(Box::new(parked))));
-        let locked = Arc::clone(&state).try_lock_owned().expect("INVARIANT: nobody else has it yet");
-        let key = AttemptKey::of(&claim);
-        let place = Place { claim, since: now.checked_sub(age).unwrap_or(now), state };
-        self.lock().places.insert(key, Arc::new(place));
-        self.counted();
-        locked
-    }
-
-    /// P7: whose containers are parked.
-    pub(crate) fn claims(&self) -> Vec<Claim> {
-        self.lock().places.values().map(|place| place.claim.clone()).collect()
-    }
-
-    fn get(&self, key: AttemptKey) -> Option<Arc<Place>> {
-        self.lock().places.get(&key).cloned()
-    }
-
-    fn all(&self) -> Vec<Arc<Place>> {
-        self.lock().places.values().cloned().collect()
-    }
-
-    fn forget(&self, key: AttemptKey) {
-        let mut table = self.lock();
-        table.places.remove(&key);
-        table.leaving.retain(|leaving| *leaving != key);
-        drop(table);
-        self.counted();
-    }
-
-    /// The oldest, if there are more than that; nobody else is given it.
-    fn beyond(&self, max: usize) -> Option<Arc<Place>> {
-        self.choose(|staying| staying.len() > max)
-    }
-
-    /// The oldest, if it has been here for so long.
-    fn expired(&self, after: Duration) -> Option<Arc<Place>> {
-        self.choose(|staying| staying.first().is_some_and(|oldest| oldest.since.elapsed() >= after))
-    }
-
-    fn choose(&self, must_leave: impl Fn(&[&Arc<Place>]) -> bool) -> Option<Arc<Place>> {
-        let mut table = self.lock();
-        let Table { places, leaving } = &*table;
-        let mut staying: Vec<_> = places.iter().filter(|(key, _)| !leaving.contains(key)).map(|(_, p)| p).collect();
-        staying.sort_by_key(|place| place.since);
-        let chosen = must_leave(&staying).then(|| Arc::clone(staying[0]))?;
-        table.leaving.push(AttemptKey::of(&chosen.claim));
-        Some(chosen)
-    }
-
-    fn oldest_since(&self) -> Option<Instant> {
-        let table = self.lock();
-        let staying = table.places.iter().filter(|(key, _)| !table.leaving.contains(key));
-        staying.map(|(_, place)| place.since).min()
-    }
-
-    /// Writes what a restart should know.
-    pub(crate) async fn note(&self, entry: Entry) {
-        if let Err(error) = self.log.add(entry, Durable::Process).await {
-            tracing::error!(%error, "the record of a parked container could not be written");
-        }
-    }
-
-    fn counted(&self) {
-        metrics::gauge!(PARKED).set(self.lock().places.len() as f64);
-        self.changed.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Why a child can be given nothing now; a later one may.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TakeError {
+    #[error("the worker's disk: {0}")]
+    Disk(#[from] std::io::Error),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
-/// Makes a parked container ready for a child, and room for it among the others.
+/// Makes a parked container ready for a child.
 pub(crate) async fn make_ready<B: Broker, E: Engine>(context: &Context<B, E>, mut state: OwnedMutexGuard<State>) {
     if let State::Here(parked) = &*state {
         let because = match context.engine.clean(&parked.container).await {
@@ -178,8 +63,13 @@ pub(crate) async fn make_ready<B: Broker, E: Engine>(context: &Context<B, E>, mu
             let _ = leave(context, &mut state, Cause::Unfit, Some(because)).await;
         }
     }
-    drop(state);
-    make_room(context).await;
+}
+
+/// P19: an earlier incarnation began a commit of it, which may be under way: it is committed (again) while nobody has
+/// it, and nobody ever will.
+pub(crate) async fn leave_in_doubt<B: Broker, E: Engine>(context: &Context<B, E>, mut state: OwnedMutexGuard<State>) {
+    let because = "a commit of it was under way when the worker was restarted".to_owned();
+    let _ = leave(context, &mut state, Cause::Evicted, Some(because)).await;
 }
 
 /// Keeps their number within its bound.
@@ -196,20 +86,24 @@ pub(crate) async fn take<B: Broker, E: Engine>(
     child: &Handle,
     job: &Job,
     parent: AttemptKey,
-) -> std::io::Result<Taken> {
+) -> Result<Taken, TakeError> {
     let Some(place) = context.parked.get(parent) else { return Ok(Taken::Nothing { because: None }) };
     let mut state = place.lock().await;
     let parked = match &mut *state {
         State::Here(parked) => parked,
         State::Gone { because } => return Ok(Taken::Nothing { because: because.clone() }),
     };
-    if let Some(because) = unfit(context, job, parked).await {
+    if let Some(because) = unfit(context, job, parked).await? {
         let files = leave(context, &mut state, Cause::Unfit, Some(because.clone())).await;
         return Ok(files.map_or(Taken::Nothing { because: Some(because) }, Taken::Files));
     }
     if parked.committed.is_none() && context.attempts.wanting(parent) > 1 {
         // The coordinator meant one, but sent it again: whoever comes second finds the files.
-        keep_files(context, parked, Cause::Shared).await;
+        if !keep_files(context, parked, Cause::Shared).await {
+            let because = "a commit of it may be under way still".to_owned();
+            let files = leave(context, &mut state, Cause::Shared, Some(because.clone())).await;
+            return Ok(files.map_or(Taken::Nothing { because: Some(because) }, Taken::Files));
+        }
     }
     let avoided = parked.committed.is_none();
     let parked = parked.clone();
@@ -226,18 +120,23 @@ pub(crate) async fn take<B: Broker, E: Engine>(
 }
 
 /// Why a step cannot go on in a container. Limits are changed in place.
-async fn unfit<B: Broker, E: Engine>(context: &Context<B, E>, job: &Job, parked: &Parked) -> Option<String> {
+async fn unfit<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    job: &Job,
+    parked: &Parked,
+) -> Result<Option<String>, TakeError> {
     if parked.tenant != job.tenant {
-        return Some("it is another tenant's".to_owned());
+        return Ok(Some("it is another tenant's".to_owned()));
     }
     if parked.network != job.spec.network {
-        return Some("its network is another one".to_owned());
+        return Ok(Some("its network is another one".to_owned()));
     }
-    let fitted = context.engine.fit(&parked.container, &job.spec.resources).await;
-    fitted.err().map(|error| {
-        context.noticed(&error);
-        error.to_string()
-    })
+    match context.retrying("fit", || context.engine.fit(&parked.container, &job.spec.resources)).await {
+        Ok(()) => Ok(None),
+        // The Engine's bad day is not the container's: it stays for the next try.
+        Err(error) if error.class() == ErrorClass::Retry => Err(error.into()),
+        Err(error) => Ok(Some(error.to_string())),
+    }
 }
 
 /// Nobody goes on with what an attempt left: its container, if it is still parked, and what was committed of it under
@@ -260,7 +159,7 @@ pub(crate) async fn expire<B: Broker, E: Engine>(context: Arc<Context<B, E>>) {
     let after = context.config.parked_for;
     loop {
         // Whoever is parked while these go is noticed all the same.
-        let changed = context.parked.changed.notified();
+        let changed = context.parked.changed();
         while let Some(place) = context.parked.expired(after) {
             let _ = leave(&context, &mut *place.lock().await, Cause::Evicted, None).await;
         }
@@ -293,8 +192,11 @@ pub(crate) async fn leave_all<B: Broker, E: Engine>(context: &Context<B, E>, tim
     states.sort_by_key(|state| std::cmp::Reverse(worth(state)));
     let leaving = states.into_iter().map(|mut state| async move {
         let State::Here(mut parked) = std::mem::replace(&mut *state, State::Gone { because: None }) else { return };
-        if !time.is_zero() && timeout_at(deadline, keep_files(context, &mut parked, Cause::Leaving)).await.is_err() {
-            tracing::info!(container = %parked.container, "not kept: there was no time");
+        if !time.is_zero() {
+            let keeping = keep_files(context, &mut parked, Cause::Leaving);
+            if timeout_at(deadline, keeping).await.is_err() {
+                tracing::info!(container = %parked.container, "not kept: there was no time");
+            }
         }
         unpark(context, &parked).await;
     });
@@ -314,20 +216,32 @@ async fn leave<B: Broker, E: Engine>(
     parked.committed
 }
 
-/// Commits it under the name that its children look for, unless it is committed.
-async fn keep_files<B: Broker, E: Engine>(context: &Context<B, E>, parked: &mut Parked, cause: Cause) {
+/// Commits it under the name that its children look for, unless it is committed. `false` if somebody's commit of it may
+/// be under way still: then nobody may go on in it.
+async fn keep_files<B: Broker, E: Engine>(context: &Context<B, E>, parked: &mut Parked, cause: Cause) -> bool {
     if parked.committed.is_some() {
-        return;
+        return true;
     }
+    let claim = || parked.claim.clone();
     let id = SnapshotId::ephemeral(&context.fence(&parked.claim));
+    if let Err(error) = context.parked.begin_commit(claim()).await {
+        tracing::error!(%error, "a parked container is not kept: that could not be recorded");
+        return true;
+    }
     match snapshot::commit(context, &parked.container, &id, cause).await {
-        Ok(committed) => {
-            parked.chain.committed(committed.bytes);
-            parked.committed = Some(id.clone());
-            context.parked.note(Entry::Committed { claim: parked.claim.clone(), snapshot: id }).await;
+        Ok(kept) => {
+            if !kept.in_doubt {
+                context.parked.note(Entry::Committed { claim: claim(), snapshot: id.clone() }).await;
+            }
+            parked.chain.committed(kept.bytes);
+            parked.committed = Some(id);
+            !kept.in_doubt
         }
-        // Its children are told that it is lost, and it is made again (P20).
-        Err(error) => tracing::warn!(container = %parked.container, %error, "a parked container could not be kept"),
+        Err(error) => {
+            // Its children are told that it is lost, and it is made again (P20).
+            tracing::warn!(container = %parked.container, %error, "a parked container could not be kept");
+            false
+        }
     }
 }
 
@@ -336,49 +250,4 @@ async fn unpark<B: Broker, E: Engine>(context: &Context<B, E>, parked: &Parked) 
     context.parked.note(Entry::Unparked { claim: parked.claim.clone() }).await;
     context.parked.forget(AttemptKey::of(&parked.claim));
     tidy::remove(context, &parked.container).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::disk::records::tests::parked_of;
-
-    fn table() -> (tempfile::TempDir, ParkedContainers) {
-        let dir = tempfile::tempdir().unwrap();
-        let log = crate::disk::Disk::open(dir.path()).unwrap().take_over().unwrap();
-        (dir, ParkedContainers::new(log))
-    }
-
-    fn chosen(place: Option<Arc<Place>>) -> Option<Claim> {
-        place.map(|place| place.claim.clone())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_oldest_has_to_go_first_and_each_is_chosen_once() {
-        let (_dir, table) = table();
-        let names = ["b", "a", "c"].map(|step| Parked { since_ms: now_ms(), ..parked_of(step) });
-        for parked in &names {
-            drop(table.park(parked.clone()));
-            tokio::time::advance(Duration::from_secs(1)).await;
-        }
-        assert_eq!(chosen(table.beyond(3)), None);
-        assert_eq!(chosen(table.beyond(1)), Some(names[0].claim.clone()));
-        assert_eq!(chosen(table.beyond(1)), Some(names[1].claim.clone()));
-        assert_eq!(chosen(table.beyond(1)), None);
-        assert_eq!(chosen(table.expired(Duration::from_secs(2))), None);
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(chosen(table.expired(Duration::from_secs(2))), Some(names[2].claim.clone()));
-        assert_eq!(table.claims().len(), 3, "those that go are here until they are gone");
-    }
-
-    #[tokio::test]
-    async fn p19_nobody_has_it_while_something_is_under_way_with_it() {
-        let (_dir, table) = table();
-        let parked = parked_of("a");
-        let cleaning = table.park(parked.clone());
-        let place = table.get(AttemptKey::of(&parked.claim)).unwrap();
-        assert!(place.state.try_lock().is_err());
-        drop(cleaning);
-        assert!(matches!(&*place.lock().await, State::Here(_)));
-    }
 }

@@ -119,7 +119,7 @@ async fn parents<B: Broker, E: Engine>(
 ) -> Result<From, End> {
     let key = AttemptKey::new(parent.execution, parent.attempt);
     let taken = parked::take(context, &task.attempt, &task.job, key).await;
-    let files = match taken.map_err(|error| End::infra(InfraStage::Prepare, format!("the worker's disk: {error}")))? {
+    let files = match taken.map_err(|error| End::infra(InfraStage::Prepare, error.to_string()))? {
         Taken::Container(parked) => {
             metrics::counter!(PARENTS, "found" => "parked").increment(1);
             return Ok(From::Taken(parked));
@@ -127,7 +127,7 @@ async fn parents<B: Broker, E: Engine>(
         Taken::Files(id) => Some(id),
         Taken::Nothing { because } => {
             if let Some(because) = because {
-                tracing::info!(parent = %parent, because, "not gone on in the parent's container");
+                task.note(&format!("a container of the step's own, not its parent's: {because}")).await;
             }
             None
         }

@@ -54,6 +54,18 @@ impl Tidying {
         });
     }
 
+    /// Does work behind whoever starts it, who knows that there is not much of it.
+    pub(crate) fn at_once(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// Does work that is not given up when whoever asks for it is.
+    pub(crate) async fn whole(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Err(panic) = self.tasks.spawn(work).await {
+            tracing::error!(%panic, "something was not tidied up");
+        }
+    }
+
     /// Waits until all of it is done. No more may come.
     pub(crate) async fn done(&self) {
         self.tasks.close();

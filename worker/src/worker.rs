@@ -149,7 +149,9 @@ async fn begin<B: Broker, E: Engine>(
     probe::list_snapshots(context).await;
     let hello = context.reporter.send(Event::Hello(hello(context))).await;
     adopt::go_on(context, left).await;
-    parked::make_room(context).await;
+    // Fewer may be parked than before.
+    let room = Arc::clone(context);
+    context.tidying.at_once(async move { parked::make_room(&room).await });
     tasks.spawn(parked::expire(Arc::clone(context)));
     if let Err(error) = declare(context).await {
         return context.fail(error.into());

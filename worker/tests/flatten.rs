@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
+#![allow(unreachable_pub)] // `services` is written for every test that includes it
+
 #[path = "../../tests/services.rs"]
 mod services;
 
@@ -17,9 +19,7 @@ use bollard::query_parameters::{
 use futures_util::TryStreamExt;
 use longshore_protocol::{Attempt, ExecutionId, Fence, RunId, SnapshotId, WorkerId};
 use longshore_worker::engine::docker::DockerEngine;
-use longshore_worker::engine::{ContainerName, Engine, EngineError};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use longshore_worker::engine::{ContainerName, Engine};
 use uuid::Uuid;
 
 const IMAGE: &str = "longshore-test/busybox:latest";

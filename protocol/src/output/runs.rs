@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::ser::{SerializeMap as _, SerializeSeq as _};
+use serde::ser::{Error as _, SerializeMap as _, SerializeSeq as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Ending, Line, LineData, Stream};
@@ -69,8 +69,8 @@ impl Serialize for Texts<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut texts = serializer.serialize_seq(Some(self.0.len()))?;
         for line in self.0 {
-            // A run of several lines holds text only.
-            texts.serialize_element(&String::from_utf8_lossy(&line.data.0))?;
+            // INVARIANT: a run of several lines holds text only.
+            texts.serialize_element(std::str::from_utf8(&line.data.0).map_err(S::Error::custom)?)?;
         }
         texts.end()
     }

@@ -16,8 +16,14 @@ use crate::mounts::{self, Mount};
 /// What was there before the first command.
 pub(super) struct Listing {
     /// `None`: `/dev` is not a file system of its own, so what lies in it are the image's files.
-    directory: Option<OwnedFd>,
+    directory: Option<Directory>,
     nodes: BTreeMap<CString, Node>,
+}
+
+struct Directory {
+    opened: OwnedFd,
+    mode: u32,
+    owner: (u32, u32),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +42,19 @@ impl Listing {
             return none;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(directory) = rustix::fs::open("/dev", flags, Mode::empty()) else { return none };
-        let nodes = list(&directory).unwrap_or_default();
-        Self { directory: Some(directory), nodes }
+        let Ok(opened) = rustix::fs::open("/dev", flags, Mode::empty()) else { return none };
+        let Ok(stat) = rustix::fs::fstat(&opened) else { return none };
+        let nodes = list(&opened).unwrap_or_default();
+        Self { directory: Some(Directory { opened, mode: stat.st_mode, owner: (stat.st_uid, stat.st_gid) }), nodes }
     }
 
     /// Removes what is foreign, and puts back what can be.
     pub(super) fn restore(&self) -> Result<(), String> {
-        let Some(directory) = &self.directory else { return Ok(()) };
+        let Some(Directory { opened: directory, mode, owner }) = &self.directory else { return Ok(()) };
+        let (uid, gid) = (Some(Uid::from_raw(owner.0)), Some(Gid::from_raw(owner.1)));
+        rustix::fs::fchown(directory, uid, gid)
+            .and_then(|()| rustix::fs::fchmod(directory, Mode::from_raw_mode(mode & 0o7777)))
+            .map_err(|error| format!("/dev: {error}"))?;
         let told = |name: &CString, reason: &dyn std::fmt::Display| format!("/dev/{}: {reason}", files::shown(name));
         let mut now = list(directory).map_err(|error| format!("/dev: {error}"))?;
         for (name, node) in &now {

@@ -35,7 +35,8 @@ pub use codec::{
 /// container whose supervisor has.
 pub const VERSION: u32 = 1;
 
-/// The time without a worker until which a supervisor lives that was never told another one (P17).
+/// The time without a worker until which a supervisor lives that was told no other, neither as it was started nor in a
+/// hello (P17).
 pub const ORPHAN_MS_DEFAULT: u64 = 600_000;
 
 /// From the worker.

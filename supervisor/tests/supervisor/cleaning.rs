@@ -78,14 +78,14 @@ fn dev_is_as_the_runtime_made_it() {
     let sandbox = Sandbox::start();
     let (mut worker, _) = sandbox.accept();
     let script = "
-        mkdir -p /dev/dir/sub; echo x >/dev/dir/sub/file; touch /dev/foreign; mkfifo /dev/pipe
+        mkdir -p /dev/dir/sub; echo x >/dev/dir/sub/file; touch /dev/foreign; mkfifo /dev/pipe; chmod 700 /dev
         chmod 600 /dev/null; chown 1000 /dev/zero
         ln -sfn /elsewhere /dev/fd
         ln -s / /dev/link";
     mess(&mut worker, script);
     assert_eq!(worker.clean(), None);
-    let look = "cd /dev; echo *; stat -c '%a %u %n' null zero; readlink fd";
-    let expected = "fd longshore mqueue null shm urandom zero\n666 0 null\n666 0 zero\n/proc/self/fd\n";
+    let look = "cd /dev; echo *; stat -c '%a %u %n' . null zero; readlink fd";
+    let expected = "fd longshore mqueue null shm urandom zero\n755 0 .\n666 0 null\n666 0 zero\n/proc/self/fd\n";
     assert_eq!(worker.script(look), expected);
     mess(&mut worker, "rm /dev/zero; touch /dev/zero");
     assert!(worker.clean().is_some_and(|unfit| unfit.contains("/dev/zero")), "no node can be made again");

@@ -41,6 +41,8 @@ impl Chain {
                     let act = deck.pop().expect("filled above");
                     lines.push(act(&mut dice));
                 }
+                // What the last of them was refused is not the step's failure.
+                lines.push("true".to_owned());
                 Step { lines, settings: settings(n, &mut dice) }
             })
             .collect();
@@ -180,14 +182,14 @@ const DECK: &[fn(&mut Dice) -> String] = &[
     |_| "mkdir -p /volume/d; echo v > /volume/d/f; echo v > /volume/of-the-image; chmod 751 /volume".to_owned(),
     |_| "rm -rf /volume/sub; chown 1000:1000 /volume".to_owned(),
     |_| "echo shm > /dev/shm/left; mkdir -p /dev/shm/d; ln -sf / /dev/shm/l; chmod 700 /dev/shm".to_owned(),
-    |_| ": > /dev/mqueue/left; chmod 755 /dev/mqueue".to_owned(),
+    |_| "true > /dev/mqueue/left; chmod 755 /dev/mqueue".to_owned(),
     |_| "echo x > /dev/left; mkdir -p /dev/d; echo x > /dev/d/x; chmod 700 /dev".to_owned(),
     |_| "rm -f /dev/fd /dev/stdin; ln -sf /etc/passwd /dev/stdout".to_owned(),
     |_| "chmod 600 /dev/null /dev/zero; chown 1000 /dev/full".to_owned(),
     |dice| format!("actor sysv {}", dice.pick(&["0", "1000", "4711"])),
     |_| "echo 192.0.2.1 made-up >> /etc/hosts; chmod 600 /etc/hosts; chown 1000 /etc/hosts".to_owned(),
     |_| "echo changed > /etc/hostname; touch -d @0 /etc/hostname".to_owned(),
-    |_| ": > /etc/resolv.conf; chmod 666 /etc/resolv.conf".to_owned(),
+    |_| "true > /etc/resolv.conf; chmod 666 /etc/resolv.conf".to_owned(),
     // Processes, with all that they hold.
     |_| "actor daemon left".to_owned(),
     |_| "sleep 1000 & (sleep 1000 >/w/held &) ; cd / ; (cd /w && sleep 1000 &)".to_owned(),

@@ -147,7 +147,8 @@ impl LogFile {
         let written = if whole { self.replace(&bytes) } else { self.append(&bytes, to_disk) };
         self.broken = written.is_err();
         for waiting in waiting {
-            let answer = written.as_ref().map(|&()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
+            let answer =
+                written.as_ref().map(|&()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
             // Whoever does not wait any more wanted it written all the same.
             let _ = waiting.send(answer);
         }

@@ -17,6 +17,7 @@ pub(crate) mod log;
 pub(crate) mod records;
 pub(crate) mod spool;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::log::RecordLog;
+use self::records::{AttemptKey, Records};
 use crate::error::WorkerError;
 
 /// A worker's state directory, locked for as long as this value lives.
@@ -119,6 +121,31 @@ impl Disk {
         Ok(log)
     }
 
+    /// The file of an attempt's output.
+    pub(crate) fn spool_path(&self, key: AttemptKey) -> PathBuf {
+        self.dir.join(spool::DIR).join(key.spool_name())
+    }
+
+    /// Removes an attempt's spool, after its record: a crash in between leaves a spool that nobody asks for, which the
+    /// next incarnation removes.
+    pub(crate) fn remove_spool(&self, key: AttemptKey) -> io::Result<()> {
+        remove_if_there(&self.spool_path(key))
+    }
+
+    /// Removes what no record names.
+    fn remove_spools_but(&self, records: &Records) -> Result<(), WorkerError> {
+        let dir = self.dir.join(spool::DIR);
+        let failed = |source| WorkerError::State { path: dir.clone(), source };
+        let kept: BTreeSet<PathBuf> = records.keys().map(|key| self.spool_path(key)).collect();
+        for entry in fs::read_dir(&dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if !kept.contains(&path) {
+                remove_if_there(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The state directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
@@ -132,7 +159,7 @@ impl Disk {
     /// For a directory that gets another worker's id.
     fn remove_records(&self) -> Result<(), WorkerError> {
         let path = self.dir.join(log::NAME);
-        records::remove_if_there(&path).map_err(|source| WorkerError::State { path, source })
+        remove_if_there(&path).map_err(|source| WorkerError::State { path, source })
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, WorkerError> {
@@ -150,6 +177,13 @@ impl Disk {
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<(), WorkerError> {
         let bytes = serde_json::to_vec(value).expect("plain structs have no failing serializers");
         write_whole(&self.dir, name, &bytes).map_err(|source| WorkerError::State { path: self.dir.join(name), source })
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -220,7 +254,7 @@ mod tests {
         let disk = Disk::open(dir.path()).unwrap();
         disk.identity(Some(&"first".parse().unwrap()), &engine("e")).unwrap();
         let claimed = records::tests::claimed("a");
-        let spool = disk.spool_path(records::AttemptKey::of(&claimed.claim()));
+        let spool = disk.spool_path(AttemptKey::of(&claimed.claim()));
         disk.take_over().unwrap().add(claimed, log::Durable::Host).await.unwrap();
         fs::write(&spool, b"").unwrap();
         disk.identity(Some(&"first".parse().unwrap()), &engine("e")).unwrap();

@@ -1,20 +1,16 @@
 //! What the worker's disk knows of its attempts and parked containers, as entries and as what they come to (P9, P10,
 //! P19).
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
-use longshore_protocol::event::{AttemptRecord, Claim, Finished, Phase};
+use longshore_protocol::event::{AttemptRecord, Claim, Finished, Phase, Usage};
 use longshore_protocol::job::{Job, Network};
 use longshore_protocol::outcome::CancelledBy;
-use longshore_protocol::{Attempt, ExecutionId, SnapshotId};
+use longshore_protocol::{Attempt, ExecutionId, Outcome, SnapshotId};
 use serde::{Deserialize, Serialize};
 
-use super::{Disk, spool};
 use crate::checkpoint::Chain;
 use crate::engine::ContainerName;
-use crate::error::WorkerError;
 
 /// An attempt among one worker's: its fence without the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +28,7 @@ impl AttemptKey {
         Self::new(claim.execution, claim.attempt)
     }
 
-    fn spool_name(self) -> String {
+    pub(super) fn spool_name(self) -> String {
         format!("{}-{}.log", self.execution.to_hex(), self.attempt)
     }
 }
@@ -47,45 +43,36 @@ pub(crate) fn claim_of(job: &Job) -> Claim {
 #[serde(tag = "entry", rename_all = "snake_case")]
 pub(crate) enum Entry {
     /// P4: a job was taken.
-    Claimed {
-        job: Box<Job>,
-    },
+    Claimed { job: Box<Job> },
     /// P19: the attempt has the parked container from now on; it is nobody's snapshot any more.
-    Consumed {
-        claim: Claim,
-        parked: Box<Parked>,
-    },
+    Consumed { claim: Claim, parked: Box<Parked> },
     /// The command's process was started.
-    Running {
-        claim: Claim,
-    },
+    Running { claim: Claim },
     /// Nobody wants it any more, and its command was told so: however that ends, it was cancelled.
-    Cancelled {
-        claim: Claim,
-        by: CancelledBy,
-    },
+    Cancelled { claim: Claim, by: CancelledBy },
+    /// P16: its command has ended, and the supervisor, which knew how, may forget it: the container is cleaned and
+    /// committed next. An Engine goes on with a commit whatever becomes of the worker.
+    Ended { claim: Claim, ended: Box<Ended> },
+    /// A commit of the container that is parked for it begins.
+    Committing { claim: Claim },
     /// It is over (P9), and its container is parked if that is said.
-    Finished {
-        finished: Box<Finished>,
-        parked: Option<Box<Parked>>,
-    },
+    Finished { finished: Box<Finished>, parked: Option<Box<Parked>> },
     /// Settled or abandoned.
-    Forgotten {
-        claim: Claim,
-    },
+    Forgotten { claim: Claim },
     /// A container is parked, whatever became of the attempt whose files it holds.
-    Parked {
-        parked: Box<Parked>,
-    },
+    Parked { parked: Box<Parked> },
     /// A parked container's files are kept under this name as well.
-    Committed {
-        claim: Claim,
-        snapshot: SnapshotId,
-    },
+    Committed { claim: Claim, snapshot: SnapshotId },
     /// A parked container was removed, or is about to be.
-    Unparked {
-        claim: Claim,
-    },
+    Unparked { claim: Claim },
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) outcome: Outcome,
+    pub(crate) exec_ms: u64,
+    pub(crate) usage: Option<Usage>,
 }
 
 /// A container in which a child may go on.
@@ -104,6 +91,9 @@ pub(crate) struct Parked {
     pub(crate) chain: Chain,
     /// The name of what it holds, if that was committed.
     pub(crate) committed: Option<SnapshotId>,
+    /// A commit of it was begun, and may be under way: nobody goes on in it.
+    #[serde(default)]
+    pub(crate) committing: bool,
     /// Since when, ms since the Unix epoch.
     pub(crate) since_ms: u64,
 }
@@ -117,6 +107,8 @@ pub(crate) struct Open {
     /// Its command was started. It may have been started also if this does not say so.
     pub(crate) running: bool,
     pub(crate) cancelled: Option<CancelledBy>,
+    /// Its command has ended, and a commit of its container may be under way.
+    pub(crate) ended: Option<Ended>,
 }
 
 /// What all entries come to.
@@ -138,7 +130,7 @@ impl Records {
         match entry {
             Entry::Claimed { job } => {
                 let key = AttemptKey::of(&claim_of(&job));
-                let open = Open { job: *job, consumed: None, running: false, cancelled: None };
+                let open = Open { job: *job, consumed: None, running: false, cancelled: None, ended: None };
                 self.attempts.insert(key, Local::Open(Box::new(open)));
             }
             Entry::Consumed { claim, parked } => {
@@ -147,6 +139,12 @@ impl Records {
             }
             Entry::Running { claim } => self.change(&claim, |open| open.running = true),
             Entry::Cancelled { claim, by } => self.change(&claim, |open| open.cancelled = Some(by)),
+            Entry::Ended { claim, ended } => self.change(&claim, |open| open.ended = Some(*ended)),
+            Entry::Committing { claim } => {
+                if let Some(parked) = self.parked.get_mut(&AttemptKey::of(&claim)) {
+                    parked.committing = true;
+                }
+            }
             Entry::Finished { finished, parked } => {
                 if let Some(parked) = parked {
                     self.parked.insert(AttemptKey::of(&parked.claim), *parked);
@@ -162,6 +160,7 @@ impl Records {
             Entry::Committed { claim, snapshot } => {
                 if let Some(parked) = self.parked.get_mut(&AttemptKey::of(&claim)) {
                     parked.committed = Some(snapshot);
+                    parked.committing = false;
                 }
             }
             Entry::Unparked { claim } => {
@@ -182,12 +181,14 @@ impl Records {
         for local in self.attempts.values() {
             match local {
                 Local::Open(open) => {
-                    let Open { job, consumed, running, cancelled } = &**open;
+                    let Open { job, consumed, running, cancelled, ended } = &**open;
                     let claim = claim_of(job);
                     entries.push(Entry::Claimed { job: Box::new(job.clone()) });
                     let consumed = consumed.clone().map(Box::new);
                     entries.extend(consumed.map(|parked| Entry::Consumed { claim: claim.clone(), parked }));
                     entries.extend(running.then(|| Entry::Running { claim: claim.clone() }));
+                    let ended = ended.clone().map(Box::new);
+                    entries.extend(ended.map(|ended| Entry::Ended { claim: claim.clone(), ended }));
                     entries.extend(cancelled.clone().map(|by| Entry::Cancelled { claim, by }));
                 }
                 Local::Over(finished) => {
@@ -198,6 +199,11 @@ impl Records {
         }
         entries.extend(self.parked.values().map(|parked| Entry::Parked { parked: Box::new(parked.clone()) }));
         entries
+    }
+
+    /// Whose spools are kept.
+    pub(super) fn keys(&self) -> impl Iterator<Item = AttemptKey> {
+        self.attempts.keys().copied()
     }
 
     /// Those that are over and not settled (P9).
@@ -230,40 +236,6 @@ impl Open {
     }
 }
 
-impl Disk {
-    /// The file of an attempt's output.
-    pub(crate) fn spool_path(&self, key: AttemptKey) -> PathBuf {
-        self.dir.join(spool::DIR).join(key.spool_name())
-    }
-
-    /// Removes an attempt's spool, after its record: a crash in between leaves a spool that nobody asks for, which the
-    /// next incarnation removes.
-    pub(crate) fn remove_spool(&self, key: AttemptKey) -> io::Result<()> {
-        remove_if_there(&self.spool_path(key))
-    }
-
-    /// Removes what no record names.
-    pub(super) fn remove_spools_but(&self, records: &Records) -> Result<(), WorkerError> {
-        let dir = self.dir.join(spool::DIR);
-        let failed = |source| WorkerError::State { path: dir.clone(), source };
-        let kept: BTreeSet<PathBuf> = records.attempts.keys().map(|key| self.spool_path(*key)).collect();
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if !kept.contains(&path) {
-                remove_if_there(&path).map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-pub(super) fn remove_if_there(path: &std::path::Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// A container's name as text.
 mod container_name {
     use serde::{Deserialize as _, Deserializer, Serializer, de};
@@ -285,7 +257,7 @@ pub(crate) mod tests {
     use longshore_protocol::event::Phases;
     use longshore_protocol::job::{Base, Command, Keep, Resources, StepSpec};
     use longshore_protocol::output::Offsets;
-    use longshore_protocol::{Epoch, Fence, Outcome, RunId, Shard, StepName};
+    use longshore_protocol::{Epoch, Fence, RunId, Shard, StepName};
 
     use super::*;
 
@@ -299,6 +271,8 @@ pub(crate) mod tests {
                 Self::Consumed { claim, .. }
                 | Self::Running { claim }
                 | Self::Cancelled { claim, .. }
+                | Self::Ended { claim, .. }
+                | Self::Committing { claim }
                 | Self::Forgotten { claim }
                 | Self::Committed { claim, .. }
                 | Self::Unparked { claim } => claim.clone(),
@@ -360,6 +334,7 @@ pub(crate) mod tests {
             network: Network::None,
             chain: Chain { ran_ms: 7, layer_bytes: Some(9) },
             committed: None,
+            committing: false,
             since_ms: 3,
         }
     }
@@ -378,10 +353,13 @@ pub(crate) mod tests {
     /// A parent that is parked, and a child that takes it and is cancelled.
     fn life() -> Vec<Entry> {
         let child = claimed("child").claim();
+        let ended = Ended { outcome: Outcome::Passed, exec_ms: 5, usage: None };
         vec![
             claimed("parent"),
             Entry::Running { claim: claimed("parent").claim() },
+            Entry::Ended { claim: claimed("parent").claim(), ended: Box::new(ended) },
             finished("parent"),
+            Entry::Committing { claim: claimed("parent").claim() },
             Entry::Committed { claim: claimed("parent").claim(), snapshot: SnapshotId("s".to_owned()) },
             claimed("child"),
             Entry::Consumed { claim: child.clone(), parked: Box::new(parked_of("parent")) },
@@ -407,15 +385,16 @@ pub(crate) mod tests {
     #[test]
     fn p19_a_consumed_container_is_the_childs_alone() {
         let life = life();
-        let records = folded(life[..4].iter().cloned());
-        let parked: Vec<_> = records.parked().collect();
-        assert_eq!(parked[0].committed, Some(SnapshotId("s".to_owned())));
         let records = folded(life[..6].iter().cloned());
+        let parked: Vec<_> = records.parked().collect();
+        assert_eq!((&parked[0].committed, parked[0].committing), (&Some(SnapshotId("s".to_owned())), false));
+        assert!(folded(life[..5].iter().cloned()).parked().all(|parked| parked.committing));
+        let records = folded(life[..8].iter().cloned());
         assert_eq!(records.parked().count(), 0);
         let open: Vec<_> = records.open().collect();
         assert_eq!(open[0].consumed.as_ref().map(|parked| &parked.container), Some(&parked_of("parent").container));
         // Late news of the parent's bring it back to nobody.
         let late = Entry::Committed { claim: claimed("parent").claim(), snapshot: SnapshotId("s".to_owned()) };
-        assert_eq!(folded(life[..6].iter().cloned().chain([late])), records);
+        assert_eq!(folded(life[..8].iter().cloned().chain([late])), records);
     }
 }

@@ -156,7 +156,7 @@ mod tests {
         /// The limits after each of `calls` calls.
         fn run(&mut self, limit: &mut Limit, calls: usize) -> Vec<usize> {
             let mut ends: BinaryHeap<Reverse<(u64, u64, usize)>> = BinaryHeap::new();
-            let nanos = |seconds: f64| Duration::from_secs_f64(seconds).as_nanos() as u64;
+            let nanos = |seconds: f64| u64::try_from(Duration::from_secs_f64(seconds).as_nanos()).unwrap();
             let (mut now, mut limits) = (0, Vec::with_capacity(calls));
             while limits.len() < calls {
                 while ends.len() < limit.now() {

@@ -115,8 +115,11 @@ impl Fleet {
     /// A worker that has said hello, and what it said.
     pub(crate) async fn started(&mut self) -> (Process, Hello) {
         let worker = self.start().await;
-        let message = self.message().await;
-        assert_eq!((&message.worker, message.incarnation), (&worker.id, worker.incarnation));
+        let mut message = self.message().await;
+        // What a dead one said in its last moment comes first.
+        while (&message.worker, message.incarnation) != (&worker.id, worker.incarnation) {
+            message = self.message().await;
+        }
         match message {
             EventMessage { number: 1, event: Event::Hello(hello), .. } => (worker, hello),
             other => panic!("P10: hello comes first, not {other:?}"),
@@ -215,6 +218,16 @@ impl Fleet {
                 Event::Finished(finished) => return finished,
                 Event::Accepted(_) | Event::Started(_) => {}
                 other => panic!("finished was expected, not {other:?}"),
+            }
+        }
+    }
+
+    /// The end of this one: the next incarnation of a worker tells again how others ended.
+    pub(crate) async fn finished_of(&mut self, claim: &Claim) -> Finished {
+        loop {
+            let finished = self.finished().await;
+            if finished.claim == *claim {
+                return finished;
             }
         }
     }
@@ -323,6 +336,12 @@ impl Fleet {
         self.engine.snapshots().await.unwrap()
     }
 
+    /// What is on the disk of an attempt's output.
+    pub(crate) fn spool(&self, claim: &Claim) -> Vec<u8> {
+        let path = format!("spool/{}-{}.log", claim.execution.to_hex(), claim.attempt);
+        std::fs::read(self.state().join(path)).unwrap_or_default()
+    }
+
     /// Whether an attempt's record and spool are on the disk.
     pub(crate) fn on_disk(&self, claim: &Claim) -> (bool, bool) {
         let spool = format!("spool/{}-{}.log", claim.execution.to_hex(), claim.attempt);
@@ -387,6 +406,7 @@ pub(crate) struct Process {
     pub(crate) id: WorkerId,
     pub(crate) incarnation: Incarnation,
     pub(crate) tap: Tap,
+    engine: FakeEngine,
     shutdown: CancellationToken,
     ended: JoinHandle<Result<(), WorkerError>>,
     // Last, and given away before it would be dropped: a runtime must not end inside another.
@@ -399,9 +419,10 @@ impl Process {
         let runtime = builder.worker_threads(1).enable_all().build().unwrap();
         let shutdown = CancellationToken::new();
         let (opened, told) = tokio::sync::oneshot::channel();
-        let (token, broker) = (shutdown.clone(), tap.clone());
+        let engine = engine.another();
+        let (token, broker, its_engine) = (shutdown.clone(), tap.clone(), engine.clone());
         let ended = runtime.spawn(async move {
-            match Worker::open(config, broker, engine).await {
+            match Worker::open(config, broker, its_engine).await {
                 Ok(worker) => {
                     let _ = opened.send(Ok((worker.id().clone(), worker.incarnation())));
                     worker.run(token).await
@@ -413,7 +434,7 @@ impl Process {
             }
         });
         match told.await.unwrap() {
-            Ok((id, incarnation)) => Ok(Self { id, incarnation, tap, shutdown, ended, runtime: Some(runtime) }),
+            Ok((id, incarnation)) => Ok(Self { id, incarnation, tap, engine, shutdown, ended, runtime: Some(runtime) }),
             Err(error) => {
                 runtime.shutdown_background();
                 Err(error)
@@ -434,6 +455,7 @@ impl Process {
 
     /// As kill -9 does it: nothing is said or written any more, and its connection is gone.
     pub(crate) async fn crash(mut self) {
+        self.engine.cut();
         let runtime = self.runtime.take().unwrap();
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
         self.tap.inner.close().await;

@@ -8,6 +8,7 @@ mod fleet;
 mod services;
 mod tap;
 
+mod adoption;
 mod claims;
 mod control;
 mod http;

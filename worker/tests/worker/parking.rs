@@ -291,9 +291,11 @@ async fn p19_what_a_child_has_taken_is_not_released() {
 
 #[tokio::test]
 async fn limits_are_changed_in_place_and_what_cannot_be_changed_is_restored() {
+    /// Asks for something, and whether that can be had in place.
+    type Want = (&'static str, fn(&mut Job), bool);
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;
-    let wants: [(&str, fn(&mut Job), bool); 3] = [
+    let wants: [Want; 3] = [
         (
             "limits",
             |job| job.spec.resources = Resources { memory_bytes: Some(1 << 30), cpus: None, pids: Some(7) },
@@ -324,12 +326,22 @@ async fn limits_are_changed_in_place_and_what_cannot_be_changed_is_restored() {
 #[tokio::test]
 async fn a_container_that_cannot_be_cleaned_is_restored_and_the_childs_log_says_why() {
     let mut fleet = Fleet::new().await;
+    fleet.slots = 2;
     let (worker, _) = fleet.started().await;
     fleet.engine.unfit_next("a process that nothing ends");
+    // The child comes while it is being cleaned, as children do.
+    let cleaning = fleet.engine.hold("clean");
     let parent = parked_parent(&mut fleet, Keep::Live).await;
     let container = fleet.container.clone();
+    cleaning.reached().await;
     let child = fleet.child("child", "cat /f", &parent);
-    let finished = fleet.carry_out(&child).await;
+    fleet.dispatch(&child).await;
+    assert_eq!(fleet.accepted().await, claim(&child));
+    // One that came later and is over says that the child has come to the container.
+    let later = fleet.job("later", "true");
+    assert_eq!(fleet.carry_out(&later).await.outcome, Outcome::Passed);
+    drop(cleaning);
+    let finished = fleet.finished().await;
     assert_eq!(finished.outcome, Outcome::Passed);
     assert_ne!(fleet.container, container);
     let log = fleet.log(&claim(&child), Offsets::default(), finished.output).await;

@@ -9,7 +9,7 @@ use bollard::{ClientVersion, Docker};
 use tokio_util::sync::CancellationToken;
 
 use super::super::EngineError;
-use super::{DockerEngine, Shared, errors, image, namespaces, supervised};
+use super::{DockerEngine, Shared, errors, image, namespaces, snapshot, supervised};
 
 /// Where Docker listens unless told otherwise.
 const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
@@ -65,6 +65,7 @@ pub(super) async fn connect(address: Option<&str>) -> Result<DockerEngine, Engin
         pulls: image::Pulls::default(),
         supervised: supervised::Supervised::default(),
         namespaces: namespaces::Namespaces::default(),
+        leftovers: snapshot::Leftovers::default(),
         life,
     };
     Ok(DockerEngine { shared: Arc::new(shared), _handle: handle })

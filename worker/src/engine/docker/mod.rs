@@ -52,9 +52,6 @@ use super::{
 /// containers starting has been seen to take seconds, never this long.
 const QUESTION: Duration = Duration::from_secs(30);
 
-/// Two lists, and mostly nothing to be removed: some milliseconds. A worker that starts does not wait for more.
-const SWEEP: Duration = Duration::from_secs(5);
-
 /// A Docker Engine. Clones share its connection, the pulls under way and the containers' supervisors. When the last
 /// clone goes, so do the connections to those: the containers go on, to be adopted by another.
 #[derive(Clone)]
@@ -73,6 +70,7 @@ struct Shared {
     pulls: image::Pulls,
     supervised: supervised::Supervised,
     namespaces: namespaces::Namespaces,
+    leftovers: snapshot::Leftovers,
     /// Until the last handle goes: what runs in the background ends with it.
     life: CancellationToken,
 }
@@ -144,12 +142,6 @@ impl Engine for DockerEngine {
     }
 
     async fn begin(&self, duty: Duty) -> Result<(), EngineError> {
-        // Before anything is flattened again: what is under way could not be told from what was left.
-        match tokio::time::timeout(SWEEP, flatten::sweep(self, &duty.worker)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "what a flattening left behind is still here"),
-            Err(_) => tracing::warn!("what a flattening may have left behind was not looked for: the Engine is slow"),
-        }
         supervised::begin(self, duty).await;
         Ok(())
     }

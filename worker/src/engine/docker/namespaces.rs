@@ -109,6 +109,7 @@ impl Namespaces {
             };
             // From here on until it is given back in order it is not to be had, also not after a crash.
             let lives = blocking(move || record::erase(&records, number).is_ok() && process.lives()).await;
+            self.count();
             let mut state = self.state();
             let holder = state.holders.get_mut(&number)?;
             if lives {
@@ -179,6 +180,8 @@ impl Namespaces {
         } else {
             self.useless(holder, if empty { "unknown" } else { "sockets" });
         }
+        drop(state);
+        self.count();
     }
 
     /// Makes sure that there is one, by which it is known that containers like these work here: one that is there

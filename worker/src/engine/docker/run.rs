@@ -53,7 +53,13 @@ const OOM_PAUSE: Duration = Duration::from_millis(20);
 pub(super) async fn start(engine: &DockerEngine, container: &ContainerName) -> Result<Running, EngineError> {
     let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).logs(false).build();
     // The Engine would start a container that has ended once more.
-    if engine.inspect(container).await?.state.and_then(|state| state.status).is_some_and(|is| is.to_string() != "created") {
+    if engine
+        .inspect(container)
+        .await?
+        .state
+        .and_then(|state| state.status)
+        .is_some_and(|is| is.to_string() != "created")
+    {
         let reason = format!("{container} was started before");
         return Err(EngineError::Refused { operation: "start", status: 400, reason });
     }

@@ -1,7 +1,8 @@
 //! Snapshots: images named `longshore/…`, committed from containers in which nothing runs.
 
-use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bollard::models::{ContainerConfig, ImageConfig};
 use bollard::query_parameters::{
@@ -26,6 +27,10 @@ const LEFTOVER: &str = "longshore-removed";
 /// Whoever removes a container takes leftovers' names away meanwhile, also this one while it is not the image's only
 /// name yet (seen with tests side by side). That it happens so often in a row is not to be expected.
 const HIDING_TRIES: u32 = 5;
+
+/// How often the Engine is asked for leftovers that this process knows nothing of: another worker's beside it, which
+/// also asks. Not for each container that goes: a listing of 400 images took 0.3 s of a busy Engine.
+const LEFTOVERS_EVERY: Duration = Duration::from_mins(1);
 
 /// What the Engine gives a process whose image sets no PATH.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -169,25 +174,64 @@ pub(super) async fn remove(engine: &DockerEngine, snapshot: &SnapshotId) -> Resu
     remove_leftovers(engine).await
 }
 
+/// The removed snapshots that something still needed when they were last tried: each was given a name by
+/// [`name_leftover`].
+#[derive(Default)]
+pub(super) struct Leftovers(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    names: BTreeSet<String>,
+    listed: Option<Instant>,
+}
+
+impl Leftovers {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is time to ask the Engine; whoever is told so does.
+    fn is_listing_due(&self) -> bool {
+        let mut known = self.known();
+        let due = known.listed.is_none_or(|listed| listed.elapsed() >= LEFTOVERS_EVERY);
+        if due {
+            known.listed = Some(Instant::now());
+        }
+        due
+    }
+}
+
 /// Gives an image the name by which the end of its last container finds it.
 async fn name_leftover(engine: &DockerEngine, image_id: &str) -> Result<(), EngineError> {
-    let options = TagImageOptionsBuilder::new().repo(LEFTOVER).tag(image_id.trim_start_matches("sha256:")).build();
+    let tag = image_id.trim_start_matches("sha256:");
+    let options = TagImageOptionsBuilder::new().repo(LEFTOVER).tag(tag).build();
     match engine.limited("tag", QUESTION, engine.client().tag_image(image_id, Some(options))).await {
+        Ok(()) => {
+            engine.shared.leftovers.known().names.insert(format!("{LEFTOVER}:{tag}"));
+            Ok(())
+        }
         // Gone between the two calls: the container has ended.
-        Ok(()) | Err(EngineError::Refused { status: 404, .. }) => Ok(()),
+        Err(EngineError::Refused { status: 404, .. }) => Ok(()),
         Err(error) => Err(error),
     }
 }
 
 /// Removes the removed snapshots that nothing needs any more. Called when a container or a snapshot has gone: either
-/// may have been the last that needed one, and so may one whose worker died before it came here.
+/// may have been the last that needed one. Those whose worker died before it came here are found by a listing, the
+/// first of each process and one a minute.
 pub(super) async fn remove_leftovers(engine: &DockerEngine) -> Result<(), EngineError> {
-    let filters = HashMap::from([("reference", vec![LEFTOVER])]);
-    let options = ListImagesOptionsBuilder::new().filters(&filters).build();
-    let found = engine.limited("list images", QUESTION, engine.client().list_images(Some(options))).await?;
-    for name in found.into_iter().flat_map(|image| image.repo_tags) {
+    let leftovers = &engine.shared.leftovers;
+    if leftovers.is_listing_due() {
+        let filters = HashMap::from([("reference", vec![LEFTOVER])]);
+        let options = ListImagesOptionsBuilder::new().filters(&filters).build();
+        let found = engine.limited("list images", QUESTION, engine.client().list_images(Some(options))).await?;
+        leftovers.known().names.extend(found.into_iter().flat_map(|image| image.repo_tags));
+    }
+    let names = leftovers.known().names.clone();
+    for name in names {
         match remove_image(engine, &name).await {
-            Ok(_) | Err(EngineError::Refused { status: 409, .. }) => {} // 409: still in use
+            Ok(_) => drop(leftovers.known().names.remove(&name)),
+            Err(EngineError::Refused { status: 409, .. }) => {} // still in use
             Err(error) => return Err(error),
         }
     }

@@ -1,6 +1,8 @@
 //! What a test may do to a fake Engine that nobody does to a real one.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use longshore_protocol::job::Resources;
@@ -59,6 +61,19 @@ impl Drop for Hold {
 }
 
 impl FakeEngine {
+    /// The same Engine in the hands of another process.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self { cut: Arc::default(), ..self.clone() }
+    }
+
+    /// The process that holds this handle is killed: no call of it, or of its clones, does or answers anything any more.
+    /// A runtime that ends is not enough of a kill: what waits for a thread of it is told that it failed, and acts on
+    /// that in its last moment.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::SeqCst);
+    }
+
     /// The next call of this method (by its name in [`Engine`](crate::engine::Engine)) fails so and changes nothing;
     /// faults for one method come in the order of their asking. `exit` is the next answer of a
     /// [`Running::exit`](crate::engine::Running::exit).
@@ -106,6 +121,21 @@ impl FakeEngine {
     pub fn kill(&self, name: &ContainerName) {
         if let Some(container) = self.lock().containers.get_mut(name) {
             container.die(gone(name));
+        }
+    }
+
+    /// Waits until a container's command has ended.
+    pub async fn ended(&self, name: &ContainerName) {
+        let run = self.running(name);
+        if let Some(run) = run {
+            run.over().await;
+        }
+    }
+
+    /// So much time passes for a container's command, ended or not, in no time.
+    pub fn pass(&self, name: &ContainerName, time: Duration) {
+        if let Some(Phase::Command(run)) = self.lock().containers.get(name).map(|container| &container.phase) {
+            run.skip(time);
         }
     }
 

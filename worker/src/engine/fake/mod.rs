@@ -20,6 +20,7 @@ mod shell;
 mod state;
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,12 +41,14 @@ use super::{
     EngineInfo, ImageId, Running, Way,
 };
 
-/// See the [module](self). Clones are the same Engine.
+/// See the [module](self). Clones are the same Engine, in the hands of the same process.
 #[derive(Clone, Debug)]
 pub struct FakeEngine {
     state: Arc<Mutex<State>>,
     /// `None` if it was made outside of any runtime: then commands run where they are started.
     machine: Option<Handle>,
+    /// Whether whoever holds this handle is dead.
+    cut: Arc<AtomicBool>,
 }
 
 impl Default for FakeEngine {
@@ -58,7 +61,7 @@ impl FakeEngine {
     /// An empty Engine with this id.
     pub fn new(id: impl Into<String>) -> Self {
         let state = State { id: id.into(), ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), machine: Handle::try_current().ok() }
+        Self { state: Arc::new(Mutex::new(state)), machine: Handle::try_current().ok(), cut: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -67,6 +70,9 @@ impl FakeEngine {
 
     /// Takes what waits for the calls of this operation.
     async fn enter(&self, operation: &'static str) -> Result<MutexGuard<'_, State>, EngineError> {
+        if self.cut.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let (gate, duration) = {
             let faults = &mut self.lock().faults;
             *faults.calls.entry(operation).or_default() += 1;

@@ -65,8 +65,10 @@ impl Process {
             }
             ("head", ["-c", count, "/dev/zero"]) => {
                 let mut left = count.parse().unwrap_or(0_usize);
+                // A file is copied for each piece that is appended to it.
+                let max = if matches!(sinks[0], Sink::File(_)) { usize::MAX } else { PIECE_BYTES_MAX };
                 while left > 0 {
-                    let piece = left.min(PIECE_BYTES_MAX);
+                    let piece = left.min(max);
                     self.write(&sinks[0], vec![0; piece].into()).await;
                     left -= piece;
                 }

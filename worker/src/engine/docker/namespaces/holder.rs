@@ -81,6 +81,7 @@ pub(super) async fn make(engine: &DockerEngine, worker: &WorkerId, number: u32) 
             network_mode: Some("none".to_owned()),
             // A server's TIME_WAIT would fail the next step's bind.
             sysctls: Some(HashMap::from([("net.ipv4.tcp_max_tw_buckets".to_owned(), "0".to_owned())])),
+            cap_add: None, // it waits, and ends
             ..create::host_config(&limits)
         }),
         ..Default::default()

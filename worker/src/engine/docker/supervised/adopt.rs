@@ -19,6 +19,8 @@ pub(in super::super) async fn adopt(
     container: &ContainerName,
     have: Offsets,
 ) -> Result<Adopted, EngineError> {
+    // Not before it is known: until then leftovers are looked for that a commit of this one could be taken for.
+    super::way(engine).await;
     let begun = engine.shared.supervised.begun()?;
     let name = container.as_str();
     let inspected = engine.inspect(container).await?;

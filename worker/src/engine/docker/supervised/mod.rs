@@ -148,25 +148,30 @@ impl Supervised {
 /// Takes up a worker's work. What is wrong with its disk is no error here: it is done without supervisors then.
 pub(super) async fn begin(engine: &DockerEngine, duty: Duty) {
     let supervised = &engine.shared.supervised;
-    let direct = |because: String| {
-        tracing::info!(because, "commands are run as their containers' first processes");
-        supervised.way.send_replace(Some(Way::Direct { because }));
+    let worker = duty.worker.clone();
+    let refused = match place(&duty).await {
+        Ok(place) => {
+            if supervised.begun.set(Begun { duty, place: Arc::new(place) }).is_err() {
+                return; // a second call: the first one's work goes on
+            }
+            None
+        }
+        Err(because) => Some(because),
     };
-    if duty.direct {
-        return direct("it was asked for".to_owned());
-    }
-    let dir = duty.dir.clone();
-    let place = match blocking(move || Place::begin(&dir)).await {
-        Ok(place) => Arc::new(place),
-        Err(error) => return direct(format!("the supervisor cannot be unpacked in {}: {error}", duty.dir.display())),
-    };
-    if supervised.begun.set(Begun { duty, place }).is_err() {
-        return; // a second call: the first one's work goes on
-    }
     supervised.way.send_replace(None);
     let life = engine.shared.life.clone();
     let background = engine.background();
-    tokio::spawn(async move { Box::pin(life.run_until_cancelled(probe::run(background))).await });
+    tokio::spawn(async move { Box::pin(life.run_until_cancelled(probe::run(background, worker, refused))).await });
+}
+
+/// Where supervisors are, or why there are none.
+async fn place(duty: &Duty) -> Result<Place, String> {
+    if duty.direct {
+        return Err("it was asked for".to_owned());
+    }
+    let dir = duty.dir.clone();
+    let place = blocking(move || Place::begin(&dir)).await;
+    place.map_err(|error| format!("the supervisor cannot be unpacked in {}: {error}", duty.dir.display()))
 }
 
 /// For what only a supervisor can do.

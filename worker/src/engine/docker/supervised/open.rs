@@ -72,7 +72,7 @@ async fn make(
     // The Engine does not create a container whose mount's source is not there.
     blocking(move || place.make(&of_name)).await.map_err(|error| disk(name, &error))?;
     let protects = engine.shared.supervised.protects.load(Ordering::Relaxed);
-    dress(&mut body, &image, protects, begun.place.dir(name).display().to_string());
+    dress(&mut body, &image, protects, begun.place.dir(name).display().to_string(), begun.duty.orphan);
     create::send(engine, name, body).await?;
 
     match start(engine, begun, name).await {
@@ -92,8 +92,11 @@ async fn make(
 }
 
 /// Makes the supervisor the first process of a container to be.
-fn dress(body: &mut ContainerCreateBody, image: &ImageFacts, protects: bool, dir: String) {
-    body.entrypoint = Some(["supervisor", "sock"].map(|file| format!("{MOUNTED_AT}/{file}")).to_vec());
+fn dress(body: &mut ContainerCreateBody, image: &ImageFacts, protects: bool, dir: String, orphan: Duration) {
+    let mut argv = ["supervisor", "sock"].map(|file| format!("{MOUNTED_AT}/{file}")).to_vec();
+    // P17: also if this worker is killed before its supervisor has heard a word of it.
+    argv.push(orphan.as_millis().to_string());
+    body.entrypoint = Some(argv);
     // Only where there is another one to be replaced: what stands here would be inherited by every snapshot.
     body.user = image.user.as_deref().filter(|user| !matches!(*user, "0" | "root")).map(|_| "0".to_owned());
     body.working_dir = image.workdir.as_deref().filter(|dir| *dir != "/").map(|_| "/".to_owned());
@@ -179,7 +182,7 @@ mod tests {
         let image =
             ImageFacts { user: user.map(str::to_owned), workdir: workdir.map(str::to_owned), ..Default::default() };
         let mut body = ContainerCreateBody::default();
-        dress(&mut body, &image, true, "/state/c/x".to_owned());
+        dress(&mut body, &image, true, "/state/c/x".to_owned(), Duration::from_secs(3));
         body
     }
 
@@ -191,7 +194,8 @@ mod tests {
         }
         let body = dressed(Some("me"), Some("/home/me"));
         assert_eq!((body.user.as_deref(), body.working_dir.as_deref()), (Some("0"), Some("/")));
-        assert_eq!(body.entrypoint.unwrap(), ["/dev/longshore/supervisor", "/dev/longshore/sock"]);
+        let argv = ["/dev/longshore/supervisor", "/dev/longshore/sock", "3000"];
+        assert_eq!(body.entrypoint.unwrap(), argv);
         let mounts = body.host_config.unwrap().mounts.unwrap();
         assert_eq!(
             (mounts.len(), mounts[0].read_only, mounts[0].source.as_deref()),

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use longshore_protocol::WorkerId;
+
 use super::super::super::{EngineError, ErrorClass, Way};
-use super::super::{DockerEngine, QUESTION};
+use super::super::{DockerEngine, QUESTION, flatten};
 use crate::blocking::blocking;
 
 /// An Engine that is away is asked again after this, doubling up to the cap: everything here reconnects so.
@@ -18,35 +20,45 @@ const WAIT_MAX: Duration = Duration::from_secs(3);
 /// A start that fails may do so once because of something else on the host, not three times in a row.
 const TRIES: u32 = 3;
 
-/// Answers [`way`](super::way), and keeps network namespaces from then on. Runs until the Engine's handle goes.
-pub(super) async fn run(engine: DockerEngine) {
+/// Answers [`way`](super::way), and keeps network namespaces from then on. Runs until the Engine's handle goes. With
+/// `refused` it is known why there are no supervisors.
+pub(super) async fn run(engine: DockerEngine, worker: WorkerId, refused: Option<String>) {
+    // Before anything is created or adopted: a flattening that is under way could not be told from what was left of one.
+    if let Err(error) = flatten::sweep(&engine, &worker).await {
+        tracing::debug!(%error, "what a flattening may have left behind was not removed");
+    }
+    let because = match refused {
+        Some(because) => because,
+        None => match find(&engine).await {
+            Ok(()) => return keep(&engine).await,
+            Err(because) => because,
+        },
+    };
+    tracing::info!(because, "commands are run as their containers' first processes");
+    engine.shared.supervised.way.send_replace(Some(Way::Direct { because }));
+}
+
+/// Says that supervisors work, and keeps what they need.
+async fn keep(engine: &DockerEngine) {
     let Some(begun) = engine.shared.supervised.begun.get() else { return };
     let place = Arc::clone(&begun.place);
+    // Directories that a crash left behind. Listed before steps' are made: a new one is not among them.
     let listed = blocking(move || place.listed()).await;
-
-    let way = find(&engine, &begun.duty.dir).await;
-    let is_supervised = way == Way::Supervised;
-    if let Way::Direct { because } = &way {
-        tracing::info!(because, "supervisors do not work here: commands are run as their containers' first processes");
-    }
-    engine.shared.supervised.way.send_replace(Some(way));
-
-    // Directories that a crash left behind. Listed before anything was made: a new one is not among them.
-    if let (Ok(listed), Ok(containers)) = (listed, names(&engine).await) {
+    engine.shared.supervised.way.send_replace(Some(Way::Supervised));
+    if let (Ok(listed), Ok(containers)) = (listed, names(engine).await) {
         let place = Arc::clone(&begun.place);
         blocking(move || place.keep(&listed, &containers)).await;
     }
-    if is_supervised {
-        Box::pin(engine.shared.namespaces.fill(&engine)).await; // boxed for the same reason
-    }
+    Box::pin(engine.shared.namespaces.fill(engine)).await; // boxed: it is large, and once in a process
 }
 
-async fn find(engine: &DockerEngine, dir: &Path) -> Way {
+/// Tries it; `Err` says why there is no supervisor.
+async fn find(engine: &DockerEngine) -> Result<(), String> {
     let mut wait = WAIT_FIRST;
     let mut tries = 0;
     loop {
-        // Boxed: it is large, and once in a process.
-        let Err(error) = Box::pin(engine.shared.namespaces.first(engine)).await else { return Way::Supervised };
+        // Boxed for the same reason.
+        let Err(error) = Box::pin(engine.shared.namespaces.first(engine)).await else { return Ok(()) };
         if matches!(error, EngineError::Refused { operation: "start", .. })
             && engine.shared.supervised.protects.swap(false, Ordering::Relaxed)
         {
@@ -57,7 +69,8 @@ async fn find(engine: &DockerEngine, dir: &Path) -> Way {
         let is_away = matches!(error, EngineError::Unreachable { .. });
         tries += u32::from(!is_away);
         if !is_away && (error.class() != ErrorClass::Retry || tries >= TRIES) {
-            return Way::Direct { because: words(&error, dir) };
+            let dir = engine.shared.supervised.duty().map_or(Path::new(""), |duty| duty.dir.as_path());
+            return Err(words(&error, dir));
         }
         tracing::debug!(%error, "trying a supervisor again");
         tokio::time::sleep(wait).await;

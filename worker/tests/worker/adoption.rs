@@ -1,0 +1,436 @@
+//! P10, P16, P19: a worker is killed at some point of an attempt's way, and its next incarnation goes on with it.
+
+use std::time::Duration;
+
+use longshore_protocol::broker::Broker as _;
+use longshore_protocol::control::Control;
+use longshore_protocol::event::{Event, Finished, Phase};
+use longshore_protocol::job::{Job, Keep};
+use longshore_protocol::outcome::{CancelledBy, SNAPSHOT_LOST};
+use longshore_protocol::output::{Offsets, Stream};
+use longshore_protocol::{Attempt, InfraStage, Outcome, SnapshotId};
+use longshore_worker::engine::{ContainerName, EngineError};
+
+use crate::fleet::{Fleet, Process, claim, claims, fence};
+use crate::tap::Mode;
+
+/// A job that runs, and has written so much.
+async fn running_and_wrote(fleet: &mut Fleet, worker: &Process, job: &Job, text: &str) {
+    fleet.running(job).await;
+    while !String::from_utf8_lossy(&fleet.spool(&claim(job))).contains(text) {
+        // Each heartbeat is a moment later.
+        let heartbeat = fleet.heartbeat().await;
+        assert_eq!(heartbeat.worker, worker.id);
+    }
+}
+
+/// The next incarnation, which took over just this, in this phase.
+async fn adopts(fleet: &mut Fleet, job: &Job, phase: &Phase) -> Process {
+    let (worker, hello) = fleet.started().await;
+    assert_eq!(claims(&hello.records), [claim(job)]);
+    assert_eq!(hello.records[0].phase, *phase);
+    worker
+}
+
+async fn log_of(fleet: &mut Fleet, finished: &Finished) -> (String, String) {
+    let log = fleet.log(&finished.claim.clone(), Offsets::default(), finished.output).await;
+    (log.text(Stream::Stdout), log.text(Stream::Stderr))
+}
+
+fn the_container(fleet: &Fleet) -> ContainerName {
+    ContainerName::parse(&fleet.container).unwrap()
+}
+
+#[tokio::test]
+async fn p10_a_step_goes_on_while_its_worker_is_dead_and_is_followed_again() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "echo one; await go; echo two; echo three >&2; await end; exit 3");
+    running_and_wrote(&mut fleet, &worker, &job, "one").await;
+    let container = the_container(&fleet);
+    worker.crash().await;
+    assert!(fleet.engine.is_alive(&container));
+    fleet.engine.raise("go");
+    let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    fleet.engine.raise("end");
+    let finished = fleet.finished().await;
+    assert_eq!((&finished.claim, &finished.outcome), (&claim(&job), &Outcome::Failed { exit: 3 }));
+    assert!(finished.usage.is_some());
+    assert_eq!(log_of(&mut fleet, &finished).await, ("one\ntwo\n".to_owned(), "three\n".to_owned()));
+    assert_eq!((fleet.engine.calls("create"), fleet.engine.calls("start")), (1, 1));
+    assert_eq!(fleet.container, container.to_string());
+    fleet.has_containers(0).await;
+    worker.stop().await;
+}
+
+/// P16: the supervisor keeps the exit, and the output that was not on the worker's disk.
+#[tokio::test]
+async fn p16_what_ended_while_the_worker_was_dead_is_found() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = Job { keep: Keep::Live, ..fleet.job("a", "echo one; await go; echo two; echo kept > /f") };
+    running_and_wrote(&mut fleet, &worker, &job, "one").await;
+    worker.crash().await;
+    fleet.engine.raise("go");
+    fleet.engine.ended(&the_container(&fleet)).await;
+    let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    let finished = fleet.finished().await;
+    assert_eq!((&finished.outcome, finished.parked), (&Outcome::Passed, true));
+    assert_eq!(log_of(&mut fleet, &finished).await.0, "one\ntwo\n");
+    // As good as any other: a child goes on in it.
+    let (child, text) = fleet.carry_out_and_read(&fleet.child("child", "cat /f", &finished)).await;
+    assert_eq!((child.outcome, text.as_str()), (Outcome::Passed, "kept\n"));
+    assert_eq!(fleet.engine.calls("create"), 1);
+    worker.stop().await;
+}
+
+/// The spool is torn somewhere in the middle of 2.7 MB each time: every number comes once, in order.
+#[tokio::test]
+async fn p16_output_is_complete_however_often_the_worker_is_killed() {
+    let mut fleet = Fleet::new().await;
+    let (mut worker, _) = fleet.started().await;
+    let job = fleet.job("a", "seq 400000; await end; exit 6");
+    fleet.running(&job).await;
+    for n in 0..5 {
+        // After some more of it was published, if there is more.
+        let message = fleet.output().await;
+        assert_eq!(message.claim, claim(&job), "{n}");
+        worker.crash().await;
+        worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    }
+    fleet.engine.raise("end");
+    let finished = fleet.finished().await;
+    assert_eq!(finished.outcome, Outcome::Failed { exit: 6 });
+    // What the dead ones published is in the queue as well: the last one sends all of it again, from its disk.
+    let mut text = Vec::new();
+    while text.len() < usize::try_from(finished.output.stdout).unwrap() {
+        let message = fleet.output().await;
+        for line in message.lines.into_iter().filter(|_| message.incarnation == worker.incarnation) {
+            assert_eq!(line.offset, text.len() as u64, "P14: contiguous");
+            text.extend([&line.data.0[..], b"\n"].concat());
+        }
+    }
+    let whole: String = (1..=400_000).map(|n| n.to_string() + "\n").collect();
+    assert!(text == whole.as_bytes(), "{} of {} bytes", text.len(), whole.len());
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p10_an_adopted_step_takes_a_slot_and_can_be_cancelled() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let (job, next) = (fleet.job("a", "await never"), fleet.job("b", "true"));
+    fleet.running(&job).await;
+    worker.crash().await;
+    let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    fleet.dispatch(&next).await;
+    fleet.heartbeat_where(|hb| hb.slots_free == 0 && hb.attempts.len() == 1).await;
+    assert_eq!(fleet.broker.waiting(&fleet.pool_queue()).await.unwrap(), 1);
+    fleet.control(&worker, Control::Cancel { claim: claim(&job), by: CancelledBy::User }).await;
+    let finished = fleet.finished().await;
+    assert_eq!((finished.claim, finished.outcome), (claim(&job), Outcome::Cancelled { by: CancelledBy::User }));
+    assert_eq!(fleet.finished().await.claim, claim(&next));
+    worker.stop().await;
+}
+
+/// A timeout is counted from the command's start, whoever follows it.
+#[tokio::test]
+async fn p10_time_passes_while_the_worker_is_dead() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "echo up; await never");
+    running_and_wrote(&mut fleet, &worker, &job, "up").await;
+    worker.crash().await;
+    // Its time is a minute.
+    fleet.engine.pass(&the_container(&fleet), Duration::from_secs(61));
+    let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    let finished = fleet.finished().await;
+    assert_eq!(finished.outcome, Outcome::TimedOut);
+    assert!(finished.phases.exec_ms >= 61_000, "{:?}", finished.phases);
+    worker.stop().await;
+}
+
+/// … and a command that ended in time stays by its exit, however late somebody asks.
+#[tokio::test]
+async fn p10_a_command_that_ended_in_time_is_not_timed_out_by_its_workers_death() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "await go; exit 5");
+    fleet.running(&job).await;
+    worker.crash().await;
+    fleet.engine.raise("go");
+    fleet.engine.ended(&the_container(&fleet)).await;
+    fleet.engine.pass(&the_container(&fleet), Duration::from_secs(61));
+    let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    assert_eq!(fleet.finished().await.outcome, Outcome::Failed { exit: 5 });
+    worker.stop().await;
+}
+
+/// Whatever it was that ended the container: nobody can tell how the command ended, so the fleet tries again.
+#[tokio::test]
+async fn p10_a_container_that_did_not_outlive_the_worker_is_infra() {
+    for fault in [false, true] {
+        let mut fleet = Fleet::new().await;
+        let (worker, _) = fleet.started().await;
+        let job = fleet.job("a", "echo one; await never");
+        running_and_wrote(&mut fleet, &worker, &job, "one").await;
+        worker.crash().await;
+        if fault {
+            let reason = "its output is not here any more".to_owned();
+            fleet.engine.fail_next("adopt", EngineError::Refused { operation: "adopt", status: 400, reason });
+        } else {
+            fleet.engine.kill(&the_container(&fleet));
+        }
+        let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+        assert!(fleet.containers().await.is_empty(), "P11: gone before it is told");
+        let finished = fleet.finished().await;
+        assert!(matches!(finished.outcome, Outcome::Infra { stage: InfraStage::Exec, .. }), "{finished:?}");
+        assert_eq!(log_of(&mut fleet, &finished).await.0, "one\n", "what it said is kept");
+        worker.stop().await;
+    }
+}
+
+/// Killed before, and in the middle of, the making of its container.
+#[tokio::test]
+async fn p10_what_was_being_prepared_is_prepared_again() {
+    for operation in ["ensure_image", "create", "start"] {
+        let mut fleet = Fleet::new().await;
+        let (worker, _) = fleet.started().await;
+        let job = fleet.job("a", "echo ran");
+        let hold = fleet.engine.hold(operation);
+        fleet.dispatch(&job).await;
+        assert_eq!(fleet.accepted().await, claim(&job));
+        hold.reached().await;
+        worker.crash().await;
+        drop(hold);
+        let worker = adopts(&mut fleet, &job, &Phase::Preparing).await;
+        let finished = fleet.finished().await;
+        assert_eq!(finished.outcome, Outcome::Passed, "{operation}");
+        assert_eq!(log_of(&mut fleet, &finished).await.0, "ran\n", "{operation}");
+        fleet.has_containers(0).await;
+        worker.stop().await;
+    }
+}
+
+/// Killed between the command's start and the news of it.
+#[tokio::test]
+async fn p10_a_start_that_nobody_heard_of_is_followed() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "echo one; await go; echo two");
+    let start = fleet.engine.hold("start");
+    fleet.dispatch(&job).await;
+    assert_eq!(fleet.accepted().await, claim(&job));
+    start.reached().await;
+    worker.tap.set(".events", Mode::Hold);
+    drop(start);
+    worker.tap.holds("\"started\"").await;
+    worker.crash().await;
+    let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    fleet.engine.raise("go");
+    let finished = fleet.finished().await;
+    assert_eq!((&finished.outcome, finished.output.stdout), (&Outcome::Passed, 8));
+    assert_eq!(fleet.engine.calls("start"), 1, "it did not run twice");
+    worker.stop().await;
+}
+
+/// Killed in the commit: the exit is still with the supervisor, and the commit is made again.
+#[tokio::test]
+async fn p16_a_commit_that_was_under_way_is_made_again() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = Job { keep: Keep::Snapshot, ..fleet.job("a", "echo kept > /f") };
+    let commit = fleet.engine.hold("commit");
+    fleet.dispatch(&job).await;
+    commit.reached().await;
+    // `accepted` and `started`.
+    for _ in 0..2 {
+        fleet.event().await;
+    }
+    worker.crash().await;
+    drop(commit);
+    let (worker, hello) = fleet.started().await;
+    assert_eq!(claims(&hello.records), [claim(&job)]);
+    let finished = fleet.finished().await;
+    assert_eq!((&finished.outcome, fleet.engine.calls("start")), (&Outcome::Passed, 1));
+    assert_eq!(finished.snapshot, Some(SnapshotId::ephemeral(&fence(&job, &worker.id))));
+    assert!(!finished.parked, "P19: the Engine may still be at the first one");
+    let (child, text) = fleet.carry_out_and_read(&fleet.child("child", "cat /f", &finished)).await;
+    assert_eq!((child.outcome, text.as_str()), (Outcome::Passed, "kept\n"));
+    worker.stop().await;
+}
+
+/// A worker killed after `finished`, while the parked container was being cleaned, or later.
+#[tokio::test]
+async fn p10_a_parked_container_is_taken_over_clean_or_not() {
+    for cleaned in [false, true] {
+        let mut fleet = Fleet::new().await;
+        let (worker, _) = fleet.started().await;
+        let hold = fleet.engine.hold("clean");
+        let parent = Job { keep: Keep::Live, ..fleet.job("parent", "echo kept > /f; echo own > /dev/shm/f") };
+        let parent = fleet.carry_out(&parent).await;
+        hold.reached().await;
+        if cleaned {
+            drop(hold);
+            // A step that is carried out behind it says that the cleaning is over.
+            let next = fleet.child("next", "[ ! -e /dev/shm/f ]", &parent);
+            let next = fleet.carry_out(&Job { keep: Keep::Live, ..next }).await;
+            assert_eq!(next.outcome, Outcome::Passed);
+            worker.crash().await;
+            goes_on(&mut fleet, &next).await;
+        } else {
+            worker.crash().await;
+            drop(hold);
+            goes_on(&mut fleet, &parent).await;
+        }
+    }
+}
+
+/// The next incarnation's: a child goes on in its parent's container.
+async fn goes_on(fleet: &mut Fleet, parent: &Finished) {
+    let container = the_container(fleet);
+    let (worker, _) = fleet.started().await;
+    fleet.parks(&[parent]).await;
+    let child = fleet.child("child", "cat /f; [ ! -e /dev/shm/f ] || echo not clean", parent);
+    fleet.dispatch(&child).await;
+    let finished = fleet.finished_of(&claim(&child)).await;
+    assert_eq!((&finished.outcome, log_of(fleet, &finished).await.0.as_str()), (&Outcome::Passed, "kept\n"));
+    assert_eq!(the_container(fleet), container);
+    worker.stop().await;
+}
+
+/// An Engine goes on with a commit whatever becomes of the worker: nobody goes on in such a container.
+#[tokio::test]
+async fn p19_a_parked_container_that_was_being_committed_is_committed_again_and_not_taken() {
+    let mut fleet = Fleet::new().await;
+    fleet.parked_max = Some(1);
+    let (worker, _) = fleet.started().await;
+    let parent = Job { keep: Keep::Live, ..fleet.job("parent", "echo kept > /f") };
+    let parent = fleet.carry_out(&parent).await;
+    let container = the_container(&fleet);
+    let commit = fleet.engine.hold("commit");
+    // Another one is parked, and the older has to go.
+    fleet.carry_out(&Job { keep: Keep::Live, ..fleet.job("another", "true") }).await;
+    commit.reached().await;
+    worker.crash().await;
+    drop(commit);
+    let (worker, _) = fleet.started().await;
+    let child = fleet.child("child", "cat /f", &parent);
+    fleet.dispatch(&child).await;
+    let finished = fleet.finished_of(&claim(&child)).await;
+    assert_eq!((&finished.outcome, log_of(&mut fleet, &finished).await.0.as_str()), (&Outcome::Passed, "kept\n"));
+    assert_ne!(the_container(&fleet), container);
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p10_a_parked_container_that_died_with_the_worker_is_lost() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let parent = fleet.carry_out(&Job { keep: Keep::Live, ..fleet.job("parent", "true") }).await;
+    fleet.parks(&[&parent]).await;
+    worker.crash().await;
+    fleet.engine.kill(&the_container(&fleet));
+    let (worker, _) = fleet.started().await;
+    assert!(fleet.containers().await.is_empty(), "swept before hello");
+    let child = fleet.child("child", "true", &parent);
+    fleet.dispatch(&child).await;
+    let lost = Outcome::Infra { stage: InfraStage::Prepare, reason: SNAPSHOT_LOST.to_owned() };
+    assert_eq!(fleet.finished_of(&claim(&child)).await.outcome, lost);
+    worker.stop().await;
+}
+
+/// The rule of this test in all its parts: the worker is killed after the child took its parent's container, before
+/// and after the child's command was started. The child goes on; nobody else ever gets that container.
+#[tokio::test]
+async fn p19_what_a_child_took_is_never_again_the_parents_across_a_kill() {
+    for started in [false, true] {
+        let mut fleet = Fleet::new().await;
+        let (worker, _) = fleet.started().await;
+        let parent = Job { keep: Keep::Live, ..fleet.job("parent", "echo of the parent > /f") };
+        let parent = fleet.carry_out(&parent).await;
+        fleet.parks(&[&parent]).await;
+        fleet.control(&worker, Control::Settled { claim: parent.claim.clone() }).await;
+        fleet.holds_nothing(&worker).await;
+        let container = the_container(&fleet);
+
+        let child = fleet.child("child", "cat /f; echo of the child > /f; await go", &parent);
+        let start = fleet.engine.hold("start");
+        fleet.dispatch(&child).await;
+        assert_eq!(fleet.accepted().await, claim(&child));
+        start.reached().await;
+        if started {
+            // Killed between its start and its first event.
+            worker.tap.set(".events", Mode::Hold);
+            drop(start);
+            worker.tap.holds("\"started\"").await;
+            worker.crash().await;
+        } else {
+            worker.crash().await;
+            drop(start);
+        }
+        let worker = adopts(&mut fleet, &child, if started { &Phase::Running } else { &Phase::Preparing }).await;
+        fleet.heartbeat_where(|hb| hb.parked.is_empty()).await;
+
+        // The coordinator may believe that the parent's container still stands there.
+        fleet.engine.raise("go");
+        let finished = fleet.finished_of(&claim(&child)).await;
+        assert_eq!(finished.outcome, Outcome::Passed);
+        assert_eq!(log_of(&mut fleet, &finished).await.0, "of the parent\n", "once");
+        assert_eq!(the_container(&fleet), container);
+        let retry = Job { attempt: Attempt(2), ..fleet.child("child", "cat /f", &parent) };
+        let lost = Outcome::Infra { stage: InfraStage::Prepare, reason: SNAPSHOT_LOST.to_owned() };
+        assert_eq!(fleet.carry_out(&retry).await.outcome, lost);
+        worker.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_orderly_stop_keeps_the_files_of_what_is_parked_and_leaves_no_container() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let parent = Job { keep: Keep::Live, ..fleet.job("parent", "echo kept > /f") };
+    let parent = fleet.carry_out(&parent).await;
+    fleet.parks(&[&parent]).await;
+    worker.stop().await;
+    assert!(fleet.containers().await.is_empty());
+    assert_eq!(fleet.engine.calls("end"), 1);
+
+    let (worker, _) = fleet.started().await;
+    let child = fleet.child("child", "cat /f", &parent);
+    fleet.dispatch(&child).await;
+    let finished = fleet.finished_of(&claim(&child)).await;
+    assert_eq!((&finished.outcome, log_of(&mut fleet, &finished).await.0.as_str()), (&Outcome::Passed, "kept\n"));
+    worker.stop().await;
+}
+
+/// Without supervisors nothing is adopted: the command is ended, and that is told.
+#[tokio::test]
+async fn p10_a_direct_step_does_not_outlive_its_worker() {
+    let mut fleet = Fleet::new().await;
+    fleet.direct = true;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "echo one; await never");
+    running_and_wrote(&mut fleet, &worker, &job, "one").await;
+    worker.crash().await;
+    let worker = adopts(&mut fleet, &job, &Phase::Running).await;
+    assert!(fleet.containers().await.is_empty(), "P11: gone before it is told");
+    let finished = fleet.finished().await;
+    assert!(matches!(finished.outcome, Outcome::Infra { stage: InfraStage::Exec, .. }), "{finished:?}");
+    worker.stop().await;
+}
+
+/// The events of a dead worker are in the queue before those of the next one.
+#[tokio::test]
+async fn p10_a_finished_step_is_not_run_again() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "exit 4");
+    fleet.dispatch(&job).await;
+    let told = fleet.finished().await;
+    worker.crash().await;
+    let worker = adopts(&mut fleet, &job, &Phase::Finished(Box::new(told.clone()))).await;
+    assert_eq!(fleet.event().await, Event::Finished(told));
+    assert_eq!(fleet.engine.calls("start"), 1);
+    worker.stop().await;
+}
