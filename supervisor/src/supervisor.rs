@@ -5,8 +5,8 @@ use std::io;
 use std::path::PathBuf;
 
 use longshore_supervisor::wire::{
-    CannotStart, Clean, Cleaned, Exited, FromSupervisor, Inject, InjectFailed, OUTPUT_BYTES_MAX,
-    Run, Started, State, SupervisorHello, ToSupervisor, VERSION, Whose, encode_output,
+    CannotStart, Clean, Cleaned, Exited, FromSupervisor, Inject, InjectFailed, OUTPUT_BYTES_MAX, Run, Started, State,
+    SupervisorHello, ToSupervisor, VERSION, Whose, encode_output,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! inside stamp                prints the time of its first instruction and that of its last act
-//! inside spew BYTES           writes lines of 100 bytes to stdout
+//! inside spew BYTES           writes lines of 100 to 700 bytes to stdout
 //! inside tree DIR FILES BYTES writes FILES files of together BYTES into DIR
 //! ```
 
@@ -30,7 +30,7 @@ fn now_ns() -> u128 {
 
 /// Lines of different text, written as a program with a large stdio buffer would: 64 KiB fill a pipe.
 fn spew(bytes: usize) -> io::Result<()> {
-    let block: Vec<u8> = (0..640).flat_map(line).collect();
+    let block: Vec<u8> = (0..160).flat_map(line).collect();
     let mut out = io::stdout().lock();
     let mut left = bytes;
     while left > 0 {
@@ -41,12 +41,16 @@ fn spew(bytes: usize) -> io::Result<()> {
     out.flush()
 }
 
+/// As a build prints them: each another length, 400 bytes in the mean.
 fn line(n: usize) -> Vec<u8> {
-    let text = format!("[{n:06}] cc -O2 -Wall -Iinclude -c src/module_{n}/part_{}.c -o build/part_{n}.o", n * 7919 % 1000);
-    let mut line = format!("{text:.<99}").into_bytes();
-    line.truncate(99);
-    line.push(b'\n');
-    line
+    let length = 100 + n * 7919 % 601;
+    let mut line = format!("[{n:06}] cc -O2 -Wall -c src/module_{n}.c -o build/part_{n}.o");
+    while line.len() < length - 1 {
+        line += &format!(" -Iinclude/part_{}", line.len() * n % 1000);
+    }
+    line.truncate(length - 1);
+    line.push('\n');
+    line.into_bytes()
 }
 
 /// Bytes that do not compress, the same ones every time (xorshift): a daemon that packs gains nothing by it.

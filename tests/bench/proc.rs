@@ -52,18 +52,33 @@ fn tree(pid: u32) -> Vec<u32> {
     std::iter::once(pid).chain(children.flat_map(tree).collect::<Vec<_>>()).collect()
 }
 
-/// Seconds of processor time so far, of every process and its waited-for children, by command. Short-lived processes
-/// show in the time of whoever waited for them.
-pub(crate) fn cpu_seconds() -> BTreeMap<String, f64> {
+/// Seconds of processor time so far of every process there is, by number and time of birth: a number comes again.
+pub(crate) fn cpu_seconds() -> BTreeMap<(u32, u64), (String, f64)> {
     let mut all = BTreeMap::new();
     let Ok(entries) = fs::read_dir("/proc") else { return all };
     for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         // The command may hold anything, but the last bracket is its end.
         let Some((head, tail)) = stat.rsplit_once(')') else { continue };
-        let fields: Vec<f64> = tail.split_whitespace().skip(11).take(4).filter_map(|field| field.parse().ok()).collect();
+        let fields: Vec<u64> = tail.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+        // See proc(5): utime is the 14th, starttime the 22nd, and two stand before the bracket's end.
+        let (Some(times), Some(birth)) = (fields.get(11..13), fields.get(19)) else { continue };
         let command = head.split_once('(').map_or("", |(_, command)| command);
-        *all.entry(command.to_owned()).or_insert(0.0) += fields.iter().sum::<f64>() / TICKS_PER_SECOND;
+        // The kernel's workers are called after what they did last.
+        let command = if command.starts_with("kworker") { "kworker" } else { command };
+        let seconds = times.iter().sum::<u64>() as f64 / TICKS_PER_SECOND;
+        all.insert((pid, *birth), (command.to_owned(), seconds));
     }
     all
+}
+
+/// Seconds that all processors together were busy so far.
+pub(crate) fn busy_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<u64> = all.map(|field| field.parse().unwrap_or(0)).collect();
+    // See proc(5): user, nice, system, then idle and iowait, then irq and softirq.
+    let busy = ticks.iter().take(3).chain(ticks.iter().skip(5).take(2)).sum::<u64>();
+    busy as f64 / TICKS_PER_SECOND
 }

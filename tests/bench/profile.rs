@@ -18,13 +18,17 @@ const FREQUENCY: &str = "199";
 /// Rows of the table of functions; what is below half a percent explains nothing.
 const PERCENT_MIN: &str = "0.5";
 
+/// What [`proc::cpu_seconds`] tells.
+type Times = BTreeMap<(u32, u64), (String, f64)>;
+
 /// A profile that is being made.
 pub(crate) struct Profile {
     name: &'static str,
     file: PathBuf,
     samples: PathBuf,
     perf: Option<Child>,
-    cpu: BTreeMap<String, f64>,
+    cpu: Times,
+    busy: f64,
     began: Instant,
 }
 
@@ -45,20 +49,29 @@ impl Profile {
             .spawn()
             .ok();
         let file = dir.join(format!("{name}.txt"));
-        Ok(Self { name, file, samples, perf, cpu: proc::cpu_seconds(), began: Instant::now() })
+        Ok(Self {
+            name,
+            file,
+            samples,
+            perf,
+            cpu: proc::cpu_seconds(),
+            busy: proc::busy_seconds(),
+            began: Instant::now(),
+        })
     }
 
     /// Writes it; `account` is what the row itself says of where its time went.
     pub(crate) async fn end(self, account: &str) -> Result<PathBuf> {
         let wall = self.began.elapsed().as_secs_f64();
-        let after = proc::cpu_seconds();
-        let mut text = format!("{}: one more run of ours, {wall:.2} s with its setting up and clearing away\n", self.name);
+        let (after, busy) = (proc::cpu_seconds(), proc::busy_seconds() - self.busy);
+        let mut text =
+            format!("{}: one more run of ours, {wall:.2} s with its setting up and clearing away\n", self.name);
         if !account.is_empty() {
             let _ = write!(text, "\nwhere the time went, by the row's own account\n{account}\n");
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let _ = write!(text, "\nprocessor time by command (of {wall:.2} s x {cores} cores)\n");
-        text += &used(&self.cpu, &after);
+        text += &used(&self.cpu, &after, busy);
         text += &match self.perf {
             Some(perf) => functions(perf, &self.samples).await?,
             None => "\nno perf on this machine: functions are not told apart\n".to_owned(),
@@ -68,10 +81,17 @@ impl Profile {
     }
 }
 
-/// A line a command, the busiest first; whoever came and went meanwhile is counted with whoever waited for it.
-fn used(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> String {
-    let spent = |(command, all): (&String, &f64)| (command.clone(), all - before.get(command).copied().unwrap_or(0.0));
-    let mut spent: Vec<_> = after.iter().map(spent).filter(|(_, seconds)| *seconds >= 0.01).collect();
+/// A line a command, the busiest first. What is left of `busy`, all that the processors did, was of processes that came
+/// and went meanwhile, runc and the Engine's helpers above all.
+fn used(before: &Times, after: &Times, busy: f64) -> String {
+    let mut spent: BTreeMap<&str, f64> = BTreeMap::new();
+    for (process, (command, seconds)) in after {
+        let earlier = before.get(process).map_or(0.0, |(_, earlier)| *earlier);
+        *spent.entry(command).or_default() += seconds - earlier;
+    }
+    let others = busy - spent.values().sum::<f64>();
+    spent.insert("(short-lived processes, interrupts)", others);
+    let mut spent: Vec<_> = spent.into_iter().filter(|(_, seconds)| *seconds >= 0.01).collect();
     spent.sort_by(|a, b| b.1.total_cmp(&a.1));
     spent.iter().fold(String::new(), |mut text, (command, seconds)| {
         let _ = writeln!(text, "{seconds:>9.2} s  {command}");

@@ -124,7 +124,10 @@ mod tests {
         for mark in ["{{table}}", "{{beside}}", "{{limits}}", "{{machine}}", "{{runs}}"] {
             assert_eq!(PAGE.matches(mark).count(), 1, "{mark}");
         }
-        assert!(markdown(&entries()).contains("| 2 | a chain of steps | 1.50 s | 2.00 s | 0.750 | ratio <= 0.5 | **does not hold** |"));
+        assert!(
+            markdown(&entries())
+                .contains("| 2 | a chain of steps | 1.50 s | 2.00 s | 0.750 | ratio <= 0.5 | **does not hold** |")
+        );
     }
 
     #[test]

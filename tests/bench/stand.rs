@@ -35,7 +35,8 @@ pub(crate) struct Stand {
 
 impl Stand {
     pub(crate) async fn find() -> Result<Self> {
-        let named = |name: &str| std::env::var(name).map_err(|_| Failure::new(format!("{name} is not set: use `make bench`")));
+        let named =
+            |name: &str| std::env::var(name).map_err(|_| Failure::new(format!("{name} is not set: use `make bench`")));
         let dir = services::target_dir().join("bench");
         std::fs::create_dir_all(dir.join("work"))?;
         let pid = named("LONGSHORE_TEST_DOCKER_1_PID")?;
@@ -97,14 +98,23 @@ impl Stand {
     pub(crate) async fn machine(&self) -> Result<String> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let value = |text: String, key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.split_once(':').map(|(_, value)| value.trim().to_owned()));
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.split_once(':').map(|(_, value)| value.trim().to_owned()));
             line.unwrap_or_else(|| "unknown".to_owned())
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let processor = value(read("/proc/cpuinfo"), "model name");
-        let memory = value(read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0) / 1024.0 / 1024.0;
+        let memory =
+            value(read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0.0) / 1024.0 / 1024.0;
         let kernel = read("/proc/sys/kernel/osrelease");
-        let engine = self.docker_said(&["info", "--format", "{{.ServerVersion}}, {{.Driver}} on {{index (index .DriverStatus 0) 1}}, cgroup v{{.CgroupVersion}}"]).await?;
+        let engine = self
+            .docker_said(&[
+                "info",
+                "--format",
+                "{{.ServerVersion}}, {{.Driver}} on {{index (index .DriverStatus 0) 1}}, cgroup v{{.CgroupVersion}}",
+            ])
+            .await?;
         let python = said(Command::new(self.venv.join("bin/pip")).args(["freeze"])).await?;
         let wanted = |line: &&str| ["celery==", "docker==", "SQLAlchemy=="].iter().any(|name| line.starts_with(name));
         let python: Vec<&str> = python.lines().filter(wanted).collect();
@@ -124,7 +134,10 @@ impl Stand {
         let mut compile = Command::new(rustc);
         compile.args(["--edition", "2024", "-C", "opt-level=3", "-C", "panic=abort", "-C", "strip=symbols"]);
         // Static: the image has no C library.
-        compile.args(["-C", "target-feature=+crt-static", "-o"]).arg(self.inside()).arg(Self::sources().join("inside.rs"));
+        compile
+            .args(["-C", "target-feature=+crt-static", "-o"])
+            .arg(self.inside())
+            .arg(Self::sources().join("inside.rs"));
         said(&mut compile).await?;
         let dockerfile = format!("FROM longshore-test/busybox:latest\nCOPY inside {INSIDE}\n");
         std::fs::write(dir.join("Dockerfile"), dockerfile)?;

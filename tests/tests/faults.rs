@@ -254,8 +254,9 @@ async fn docker_that_dies_in_the_middle_of_a_step_is_infra_and_the_step_is_retri
     let run = fleet.submit(ENDS_ON_THE_SECOND_ATTEMPT).await;
     run.prints("step", "attempt 1").await;
     services::script(&["kill", services.path(), "docker-1"]);
-    run.until("the first attempt ended", |view| view.steps[0].attempts[0].outcome.is_some()).await;
+    // The step runs on under its supervisor; a daemon without `live-restore` ends it when it returns.
     services::script(&["start", services.path(), "docker-1"]);
+    run.until("the first attempt ended", |view| view.steps[0].attempts[0].outcome.is_some()).await;
     run.settles(RunOutcome::Passed).await;
     let step = run.step("step").await;
     assert!(matches!(step.attempts[0].outcome, Some(Outcome::Infra { .. })), "{step:?}");

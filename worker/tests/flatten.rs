@@ -1,7 +1,6 @@
 //! Chains of commits that are longer than overlay2 is deep. These look behind the trait, by a client of their own.
 
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
-
 #![allow(unreachable_pub)] // `services` is written for every test that includes it
 
 #[path = "../../tests/services.rs"]
@@ -178,9 +177,13 @@ impl Bench {
 
 /// Long contents by their first bytes and length would do as well; it must only differ where they do.
 fn blake(content: &[u8]) -> String {
-    format!("{} bytes {:x}", content.len(), content.iter().fold(0_u64, |sum, byte| {
-        sum.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(*byte) + 1)
-    }))
+    format!(
+        "{} bytes {:x}",
+        content.len(),
+        content.iter().fold(0_u64, |sum, byte| {
+            sum.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(*byte) + 1)
+        })
+    )
 }
 
 /// A file with a capability, as a package's installer leaves it, and two names of one file.
@@ -290,7 +293,10 @@ async fn a_chain_of_130_commits_never_is_deeper_than_100_and_keeps_every_file() 
         before = depth;
     }
     assert!(changes.next().is_none(), "all of them were made");
-    assert!(flattened >= 1 && (DEPTH_MAX - 5..=DEPTH_MAX).contains(&deepest), "{deepest} deep, flattened {flattened} times");
+    assert!(
+        flattened >= 1 && (DEPTH_MAX - 5..=DEPTH_MAX).contains(&deepest),
+        "{deepest} deep, flattened {flattened} times"
+    );
     let (expected, found) = (bench.tree(short.as_str()).await, bench.tree(long.as_str()).await);
     for path in expected.keys().chain(found.keys()) {
         assert_eq!(found.get(path), expected.get(path), "{path}");

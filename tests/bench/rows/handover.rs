@@ -31,7 +31,11 @@ impl Row for Handover {
         unit: "ms",
         baseline: "a loop over the Engine's API",
         goal: Goal::AtMost(10.0),
-        limit: None,
+        limit: Some(
+            "Between two steps lie three messages (finished, job, accepted), each confirmed by a quorum queue, a commit \
+             of the journal with synchronous=FULL, and the worker's record of the claim (P3, P4): each of them waits for \
+             a disk before the next may begin",
+        ),
     }];
 
     async fn set_up(stand: &Stand) -> Result<Self> {

@@ -32,7 +32,10 @@ impl Row for Idle {
             unit: "MiB",
             baseline: "an idle Celery worker and its processes",
             goal: Goal::AtMost(20.0),
-            limit: None,
+            limit: Some(
+                "Most of it are pages of the program itself, mapped from its file and shared with whoever runs it too; up to \
+                 4 MiB are the AMQP client's frame buffers",
+            ),
         },
         Figure {
             name: "ready",

@@ -23,7 +23,7 @@ async fn random_chains_leave_the_same_trees_and_the_same_output_parked_and_resto
     let first = Dice::seed();
     let mut differ = Vec::new();
     for seed in (first..).take(if repeated { 1 } else { usize::try_from(chains).expect("few") }) {
-        let chain = Chain::new(seed);
+        let (chain, began) = (Chain::new(seed), std::time::Instant::now());
         let image = actor::image(fleet.engine_of("one"), chain.flavour);
         let parked = fleet.submit(&chain.pipeline(&image, &json!({}))).await;
         let restored = fleet.submit(&chain.pipeline(&image, &json!({ "snapshot": "always" }))).await;
@@ -42,6 +42,7 @@ async fn random_chains_leave_the_same_trees_and_the_same_output_parked_and_resto
             assert_eq!(containers(&views.0).len(), 1, "LONGSHORE_SEED={seed}: {:#?}", views.0);
         }
         restored.forgets_snapshots().await;
+        println!("chain {seed}, {} steps, both ways in {:?}", chain.steps().len(), began.elapsed());
     }
     assert!(differ.is_empty(), "{} of {chains} chains differ:\n{}", differ.len(), differ.join("\n"));
     fleet.checks_out().await;

@@ -41,7 +41,17 @@ impl Limit {
     /// `first` ≥ 1 at first, never more than `max`.
     pub(super) fn new(first: usize, max: usize, window: usize) -> Self {
         let times = Vec::with_capacity(window);
-        Self { now: first, max, window, times, tried_from: None, resting: 0, rest: REST_FIRST, upwards: true, halved: false }
+        Self {
+            now: first,
+            max,
+            window,
+            times,
+            tried_from: None,
+            resting: 0,
+            rest: REST_FIRST,
+            upwards: true,
+            halved: false,
+        }
     }
 
     pub(super) fn now(&self) -> usize {

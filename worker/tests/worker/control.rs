@@ -7,7 +7,8 @@ use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::{Epoch, Incarnation, Outcome, SnapshotId};
 use longshore_worker::WorkerError;
 
-use crate::fleet::{Fleet, Process, claim, fence};
+use crate::fleet::{Fleet, claim, fence};
+use crate::process::Process;
 
 async fn running(fleet: &mut Fleet, step: &str) -> Job {
     let job = fleet.job(step, "sleep 1000");

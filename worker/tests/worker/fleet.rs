@@ -1,4 +1,4 @@
-//! The other side: a coordinator that does what the test says, and workers that may crash.
+//! The other side: a coordinator that does what the test says.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,16 +17,14 @@ use longshore_protocol::{
 };
 use longshore_worker::config::PARKED_FOR;
 use longshore_worker::engine::fake::FakeEngine;
-use longshore_worker::{BlobSource, Config, Worker, WorkerError};
+use longshore_worker::{BlobSource, Config, WorkerError};
 use serde::de::DeserializeOwned;
-use tokio::runtime::Runtime;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
+use crate::process::Process;
 use crate::tap::Tap;
 
 /// Only a test that fails waits so long.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
 
@@ -399,73 +397,4 @@ async fn next<M: DeserializeOwned>(consumer: &mut Consumer, what: &str) -> M {
     let message = wire::decode(&delivery.body).unwrap();
     delivery.ack().await.unwrap();
     message
-}
-
-/// A worker on threads of its own, so that a crash ends all of it.
-pub(crate) struct Process {
-    pub(crate) id: WorkerId,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) tap: Tap,
-    engine: FakeEngine,
-    shutdown: CancellationToken,
-    ended: JoinHandle<Result<(), WorkerError>>,
-    // Last, and given away before it would be dropped: a runtime must not end inside another.
-    runtime: Option<Runtime>,
-}
-
-impl Process {
-    pub(crate) async fn start(config: Config, tap: Tap, engine: FakeEngine) -> Result<Self, WorkerError> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(1).enable_all().build().unwrap();
-        let shutdown = CancellationToken::new();
-        let (opened, told) = tokio::sync::oneshot::channel();
-        let engine = engine.another();
-        let (token, broker, its_engine) = (shutdown.clone(), tap.clone(), engine.clone());
-        let ended = runtime.spawn(async move {
-            match Worker::open(config, broker, its_engine).await {
-                Ok(worker) => {
-                    let _ = opened.send(Ok((worker.id().clone(), worker.incarnation())));
-                    worker.run(token).await
-                }
-                Err(error) => {
-                    let _ = opened.send(Err(error));
-                    Ok(())
-                }
-            }
-        });
-        match told.await.unwrap() {
-            Ok((id, incarnation)) => Ok(Self { id, incarnation, tap, engine, shutdown, ended, runtime: Some(runtime) }),
-            Err(error) => {
-                runtime.shutdown_background();
-                Err(error)
-            }
-        }
-    }
-
-    /// As service managers do it.
-    pub(crate) async fn stop(mut self) {
-        self.shutdown.cancel();
-        self.ended().await.unwrap();
-    }
-
-    /// Waits until it ends by itself.
-    pub(crate) async fn ended(&mut self) -> Result<(), WorkerError> {
-        tokio::time::timeout(PATIENCE, &mut self.ended).await.expect("it did not end").unwrap()
-    }
-
-    /// As kill -9 does it: nothing is said or written any more, and its connection is gone.
-    pub(crate) async fn crash(mut self) {
-        self.engine.cut();
-        let runtime = self.runtime.take().unwrap();
-        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
-        self.tap.inner.close().await;
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
 }

@@ -12,7 +12,8 @@ use longshore_worker::engine::fake::FakeEngine;
 use longshore_worker::engine::{CommandSpec, ContainerName, ContainerSpec, Engine as _};
 use longshore_worker::{Config, WorkerError};
 
-use crate::fleet::{Fleet, Process, claim, claims};
+use crate::fleet::{Fleet, claim, claims};
+use crate::process::Process;
 use crate::tap::{Mode, Tap};
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod fleet;
+mod process;
 #[allow(unreachable_pub)] // other crates include it as a module of theirs
 #[path = "../../../tests/services.rs"]
 mod services;
@@ -13,6 +14,8 @@ mod claims;
 mod control;
 mod http;
 mod identity;
+mod keeping;
+mod parked_adoption;
 mod parking;
 mod real;
 mod reports;

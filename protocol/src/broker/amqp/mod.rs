@@ -32,11 +32,6 @@ use publish::Publisher;
 /// Seconds. What a frozen process had prefetched comes back after two of them (P21).
 const HEARTBEAT_SECS: u16 = 4;
 
-/// The largest AMQP frame. Lapin keeps 32 of them in each direction of each connection, and in time touches every page
-/// of that: with RabbitMQ's 128 KiB that is 16 MiB of an idle worker, with this 4. A message is sent in as many frames
-/// as it needs.
-const FRAME_BYTES_MAX: u32 = 32 * 1024;
-
 /// RabbitMQ. A clone shares the connections.
 ///
 /// Lapin's own recovery is not used: it replays what each *open* channel declared and forgets the
@@ -207,7 +202,6 @@ fn parse_uri(text: &str) -> Result<AMQPUri, BrokerError> {
             .to_owned(),
     })?;
     uri.query.heartbeat = Some(HEARTBEAT_SECS);
-    uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
     // The parser knows names only, and takes localhost for an IPv6 address.
     if let Some(host) = ipv6_literal(text) {
         host.clone_into(&mut uri.authority.host);

@@ -13,12 +13,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bollard::errors::Error as ClientError;
 use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ImageInspect};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, InspectContainerOptionsBuilder,
     ListContainersOptionsBuilder, ListImagesOptionsBuilder,
 };
-use bollard::errors::Error as ClientError;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use longshore_protocol::WorkerId;
@@ -188,7 +188,10 @@ async fn import(
     let options = CreateImageOptionsBuilder::new().from_src("-").repo(&names.repository).tag(&names.tag);
     let options = options.platform(&platform(image)).build();
     let mut progress = engine.client().create_image(Some(options), Some(bollard::body_try_stream(tree)), None);
-    let importing = async { while progress.try_next().await?.is_some() {} Ok(()) };
+    let importing = async {
+        while progress.try_next().await?.is_some() {}
+        Ok(())
+    };
     let imported = engine.limited("flatten", FLATTEN, importing).await;
     // What broke the tree off is the reason; that the Engine did not like its end is the consequence.
     let broken = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -197,7 +200,8 @@ async fn import(
 
 fn platform(image: &ImageInspect) -> String {
     let parts = [&image.os, &image.architecture, &image.variant];
-    let parts: Vec<&str> = parts.into_iter().filter_map(|part| part.as_deref()).filter(|part| !part.is_empty()).collect();
+    let parts: Vec<&str> =
+        parts.into_iter().filter_map(|part| part.as_deref()).filter(|part| !part.is_empty()).collect();
     parts.join("/")
 }
 

@@ -124,7 +124,8 @@ impl Namespaces {
     fn choose(&self, tenant: &str, container: &ContainerName) -> Option<(u32, Process, PathBuf)> {
         let mut state = self.state();
         let records = state.kept.as_ref()?.records.clone();
-        let mut free: Vec<_> = state.holders.iter_mut().filter(|(_, holder)| holder.standing == Standing::Free).collect();
+        let mut free: Vec<_> =
+            state.holders.iter_mut().filter(|(_, holder)| holder.standing == Standing::Free).collect();
         let of = |owner: Option<&str>| free.iter().position(|(_, holder)| holder.tenant.as_deref() == owner);
         let Some(chosen) = of(Some(tenant)).or_else(|| of(None)) else {
             // What is free is another tenant's. One of them becomes this one's, by being made anew.
@@ -170,8 +171,7 @@ impl Namespaces {
         };
         let Some((number, id, process, own, records, tenant)) = looked_at else { return };
         let empty = settled(process, own).await;
-        let recorded =
-            empty && blocking(move || record::write(&records, number, &id, Some(&tenant))).await.is_ok();
+        let recorded = empty && blocking(move || record::write(&records, number, &id, Some(&tenant))).await.is_ok();
         let mut state = self.state();
         let Some(holder) = state.holders.get_mut(&number) else { return };
         if recorded {
@@ -332,9 +332,15 @@ impl Namespaces {
     /// Notices those that died.
     async fn look(&self) {
         let free = |holder: &Holder| holder.standing == Standing::Free;
-        let looked_at: Vec<_> =
-            self.state().holders.iter().filter(|(_, holder)| free(holder)).map(|(n, holder)| (*n, holder.process)).collect();
-        let dead = blocking(move || looked_at.into_iter().filter(|(_, process)| !process.lives()).collect::<Vec<_>>()).await;
+        let looked_at: Vec<_> = self
+            .state()
+            .holders
+            .iter()
+            .filter(|(_, holder)| free(holder))
+            .map(|(n, holder)| (*n, holder.process))
+            .collect();
+        let dead =
+            blocking(move || looked_at.into_iter().filter(|(_, process)| !process.lives()).collect::<Vec<_>>()).await;
         let mut state = self.state();
         for (number, _) in dead {
             if let Some(holder) = state.holders.get_mut(&number).filter(|holder| free(holder)) {

@@ -170,6 +170,9 @@ async fn ensure_image(engine: &DockerEngine) -> Result<(), EngineError> {
     let options = CreateImageOptionsBuilder::new().from_src("-").repo(REPOSITORY).tag(TAG).build();
     let tar = stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(&EMPTY_TAR)) });
     let mut progress = engine.client().create_image(Some(options), Some(bollard::body_try_stream(tar)), None);
-    let importing = async { while progress.try_next().await?.is_some() {} Ok(()) };
+    let importing = async {
+        while progress.try_next().await?.is_some() {}
+        Ok(())
+    };
     engine.limited("import", QUESTION, importing).await
 }
