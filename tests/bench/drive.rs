@@ -1,6 +1,7 @@
 //! Submits a run and watches it with the coordinator's own events: when it was settled is known to the millisecond,
 //! and nobody polls while the clock runs.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use longshore_coordinator::api::types::RunEvent;
@@ -111,8 +112,9 @@ pub(crate) fn account(view: &RunView) -> String {
         let since = |from: u64, to: Option<u64>| to.map_or(0, |to| to.saturating_sub(from));
         let accepted = attempt.accepted_at_ms.unwrap_or(attempt.dispatched_at_ms);
         let on_worker = phases.prepare_ms + phases.exec_ms + phases.snapshot_ms;
-        text += &format!(
-            "{:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
+        let _ = writeln!(
+            text,
+            "{:<12} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
             step.step.as_str(),
             attempt.dispatched_at_ms.saturating_sub(view.summary.submitted_at_ms),
             accepted.saturating_sub(attempt.dispatched_at_ms),

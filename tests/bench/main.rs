@@ -38,7 +38,7 @@ async fn main() -> ExitCode {
             list();
             ExitCode::SUCCESS
         }
-        Ok(Options::Run { rows, runs }) => ended(run(&rows, runs).await),
+        Ok(Options::Run { rows, runs }) => ended(Box::pin(run(&rows, runs)).await),
         Err(words) => {
             eprintln!("{words}\n\n{USAGE}");
             ExitCode::from(2)

@@ -1,5 +1,6 @@
 //! How a row is measured: set up once, then ours and the baseline in turn.
 
+use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
@@ -65,7 +66,7 @@ async fn in_turn<R: Row>(stand: &Stand, runs: usize) -> Result<Vec<Entry>> {
                 return Err(Failure::new(format!("{} was not measured", figure.name)));
             };
             pairs[at].push(Pair { value, baseline });
-            shown += &format!("  {} {value:.3} | {baseline:.3} {}", figure.name, figure.unit);
+            let _ = write!(shown, "  {} {value:.3} | {baseline:.3} {}", figure.name, figure.unit);
         }
         eprintln!("  run {run}/{runs}:{shown}");
     }

@@ -79,9 +79,10 @@ pub(crate) fn write_json(file: &Path, entries: &[Entry]) -> Result<()> {
 pub(crate) fn write_page(entries: &[Entry], machine: &str, runs: usize) -> Result<()> {
     let beside = (1..).zip(entries).map(|(number, entry)| format!("{number}. {}\n", entry.baseline));
     let missed = entries.iter().filter(|entry| !entry.holds);
-    let limits: String = missed
+    let limits: Vec<String> = missed
         .map(|entry| format!("- **{}**: {}\n", entry.says, entry.limit.as_deref().unwrap_or("unknown")))
         .collect();
+    let limits = limits.concat();
     let limits = if limits.is_empty() { "Every goal holds.\n".to_owned() } else { limits };
     let page = PAGE
         .replace("{{table}}", markdown(entries).trim_end())

@@ -142,7 +142,7 @@ fn sh(script: &str) -> CommandSpec {
 }
 
 /// Serves one connection and takes it, both over before the script goes on.
-const SERVE: &str = "nc -l -p 99 > /got & until echo sent | nc 127.0.0.1 99; do :; done; wait; cat /got";
+const SERVE: &str = "nc -l -p 99 > /got & until echo sent | nc 127.0.0.1 99 2>/dev/null; do :; done; wait; cat /got";
 
 #[tokio::test]
 async fn one_container_at_a_time_has_a_namespace_and_the_next_finds_it_as_new() {

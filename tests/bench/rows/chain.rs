@@ -24,7 +24,7 @@ struct Chain {
     context: PathBuf,
     keyed: bool,
     versions: String,
-    /// BuildKit's seconds with `--network none`: what ours have. Shown beside, since users rarely say it.
+    /// `BuildKit`'s seconds with `--network none`: what ours have. Shown beside, since users rarely say it.
     without_network: Vec<f64>,
     last: Option<RunView>,
 }
@@ -131,7 +131,7 @@ impl Row for Plain {
     }
 }
 
-/// With a new key on each: ten commits, no hit. BuildKit keeps ten layers too.
+/// With a new key on each: ten commits, no hit. `BuildKit` keeps ten layers too.
 pub(crate) struct Keyed(Chain);
 
 impl Row for Keyed {

@@ -35,9 +35,9 @@ impl Fan {
         command.arg("true").env("DOCKER_HOST", &stand.engine).stdin(Stdio::piped()).kill_on_drop(true);
         let began = Instant::now();
         let mut xargs = command.spawn()?;
-        let numbers: String = (0..containers).map(|n| format!("{n}\n")).collect();
+        let numbers: Vec<String> = (0..containers).map(|n| n.to_string()).collect();
         let mut stdin = xargs.stdin.take().ok_or_else(|| Failure::new("xargs has an input"))?;
-        stdin.write_all(numbers.as_bytes()).await?;
+        stdin.write_all((numbers.join("\n") + "\n").as_bytes()).await?;
         drop(stdin);
         let status = xargs.wait().await?;
         if !status.success() {

@@ -192,7 +192,7 @@ const DECK: &[fn(&mut Dice) -> String] = &[
     |_| "true > /etc/resolv.conf; chmod 666 /etc/resolv.conf".to_owned(),
     // Processes, with all that they hold.
     |_| "actor daemon left".to_owned(),
-    |_| "sleep 1000 & (sleep 1000 >/w/held &) ; cd / ; (cd /w && sleep 1000 &)".to_owned(),
+    |_| "sleep 1000 & true > /w/held && (sleep 1000 >> /w/held &); cd / ; (cd /w && sleep 1000 &)".to_owned(),
     |_| "(exec 7>/w/open; rm -f /w/open; sleep 1000 &)".to_owned(),
     |_| "actor stop-yourself & actor stubborn >/dev/null &".to_owned(),
     // What belongs to a process and not to a container.

@@ -13,7 +13,7 @@ use serde_json::json;
 use chain::Chain;
 
 /// Chains that are tried; `LONGSHORE_CHAINS` says otherwise. One takes about five restored steps of 0.7 s.
-const CHAINS: u64 = 24;
+const CHAINS: u64 = 16;
 
 #[tokio::test]
 async fn random_chains_leave_the_same_trees_and_the_same_output_parked_and_restored() {

@@ -32,6 +32,11 @@ use publish::Publisher;
 /// Seconds. What a frozen process had prefetched comes back after two of them (P21).
 const HEARTBEAT_SECS: u16 = 4;
 
+/// The largest AMQP frame: RabbitMQ's own default, said beforehand. Left to be negotiated, lapin makes its four rings of
+/// 32 frames small and grows them, which writes every page: 16 MiB of an idle worker. Not less than RabbitMQ's: headers
+/// must fit one frame, and a stranger's that did not would end the connection of whoever consumes them (P1).
+const FRAME_BYTES_MAX: u32 = 128 * 1024;
+
 /// RabbitMQ. A clone shares the connections.
 ///
 /// Lapin's own recovery is not used: it replays what each *open* channel declared and forgets the
@@ -202,6 +207,7 @@ fn parse_uri(text: &str) -> Result<AMQPUri, BrokerError> {
             .to_owned(),
     })?;
     uri.query.heartbeat = Some(HEARTBEAT_SECS);
+    uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
     // The parser knows names only, and takes localhost for an IPv6 address.
     if let Some(host) = ipv6_literal(text) {
         host.clone_into(&mut uri.authority.host);

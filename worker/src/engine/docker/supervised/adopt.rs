@@ -1,6 +1,7 @@
 //! Takes up containers that an earlier incarnation of the worker made (P10).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use longshore_protocol::job::Resources;
 use longshore_protocol::output::Offsets;
@@ -9,7 +10,7 @@ use tokio::sync::oneshot;
 use super::super::super::{Adopted, ContainerName, EngineError};
 use super::super::DockerEngine;
 use super::link::{Link, Opening};
-use super::open::{is_ours, listen, speak};
+use super::open::{OOM_SCORE_ADJ, is_ours, listen, speak};
 use super::place::Place;
 use super::{Begun, Held, ImageFacts, broken};
 
@@ -52,6 +53,11 @@ pub(in super::super) async fn resume(engine: &DockerEngine, name: &str) -> Resul
     let (link, upper, adopted) = connect(engine, begun, name, Offsets::default()).await?;
     if !matches!(adopted, Adopted::Idle) {
         return Err(broken(name, "a command was started in it"));
+    }
+    // Whether the Engine may protect supervisors was found out when this one was made: no start fails to tell it again.
+    let host = engine.inspect_name(name).await?.host_config.unwrap_or_default();
+    if host.oom_score_adj != Some(OOM_SCORE_ADJ) {
+        engine.shared.supervised.protects.store(false, Ordering::Relaxed);
     }
     let held = Held { link, image: Arc::default(), upper, resources: Resources::default() };
     engine.shared.supervised.held().insert(name.to_owned(), held);

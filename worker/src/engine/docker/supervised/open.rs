@@ -25,7 +25,7 @@ const START: Duration = Duration::from_mins(2);
 /// The kernel's OOM killer ends what the step started before it ends the supervisor. The supervisor puts it back to 0
 /// for whatever it starts. Where that cannot be had, a supervisor of 1 MB is still the last that the OOM killer takes in a
 /// container whose memory something else has filled.
-const OOM_SCORE_ADJ: i64 = -999;
+pub(super) const OOM_SCORE_ADJ: i64 = -999;
 
 /// Makes a step's container.
 pub(in super::super) async fn create(
