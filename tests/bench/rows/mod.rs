@@ -74,8 +74,8 @@ impl Name {
 
     pub(crate) fn figures(self) -> &'static [Figure] {
         match self {
-            Self::Chain10 => chain::Plain::FIGURES,
-            Self::Chain10Keys => chain::Keyed::FIGURES,
+            Self::Chain10 => chain::Chain::<chain::Plain>::FIGURES,
+            Self::Chain10Keys => chain::Chain::<chain::Keyed>::FIGURES,
             Self::Handover => handover::Handover::FIGURES,
             Self::Start => start::Start::FIGURES,
             Self::Fan64 => fan::Fan::FIGURES,
@@ -91,8 +91,8 @@ impl Name {
 
     pub(crate) async fn measure(self, stand: &Stand, runs: usize) -> Result<Vec<Entry>> {
         match self {
-            Self::Chain10 => measure::<chain::Plain>(stand, runs).await,
-            Self::Chain10Keys => measure::<chain::Keyed>(stand, runs).await,
+            Self::Chain10 => measure::<chain::Chain<chain::Plain>>(stand, runs).await,
+            Self::Chain10Keys => measure::<chain::Chain<chain::Keyed>>(stand, runs).await,
             Self::Handover => measure::<handover::Handover>(stand, runs).await,
             Self::Start => measure::<start::Start>(stand, runs).await,
             Self::Fan64 => measure::<fan::Fan>(stand, runs).await,

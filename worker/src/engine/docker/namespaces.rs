@@ -13,6 +13,7 @@
 //!   a time: [`holder`];
 //! - [`record`]: what must be known of one after the worker was killed.
 
+mod counted;
 mod holder;
 mod record;
 mod tables;
@@ -22,9 +23,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use longshore_protocol::metric::{MetricDoc, MetricKind};
 use tokio::sync::Notify;
 
+pub(crate) use self::counted::NAMESPACE_METRICS;
+use self::counted::{ASKED, DISCARDED, KEPT, MADE, REUSED};
 use self::tables::{Process, Sockets};
 use super::super::{ContainerName, Duty, EngineError};
 use super::DockerEngine;
@@ -42,11 +44,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 
-/// The kernel takes sockets apart after their processes' end, and the worker's own end of a supervisor's connection is
-/// closed by a task: some milliseconds. A namespace that is not empty after this is not waited for.
-const SETTLE: Duration = Duration::from_millis(500);
-const SETTLE_STEP: Duration = Duration::from_millis(10);
-
 /// What a Docker Engine keeps for one worker. Empty until the worker has begun.
 #[derive(Default)]
 pub(super) struct Namespaces {
@@ -60,17 +57,12 @@ pub(super) struct Namespaces {
 #[derive(Default)]
 struct State {
     holders: BTreeMap<u32, Holder>,
-    /// How many there shall be, and where their records are. `None` before `first` and after `end`.
-    kept: Option<Kept>,
+    /// Where their records are. `None` before `first` and after `end`.
+    records: Option<PathBuf>,
     /// The worker has left: none is made any more, whoever is still finding out whether they work.
     ended: bool,
     /// Greater than every number that was ever used: a name never comes back.
     next: u32,
-}
-
-#[derive(Clone)]
-struct Kept {
-    records: PathBuf,
 }
 
 /// One namespace, by its container.
@@ -123,7 +115,7 @@ impl Namespaces {
     /// Marks the best one as used: one that its tenant has already, else one that nobody has.
     fn choose(&self, tenant: &str, container: &ContainerName) -> Option<(u32, Process, PathBuf)> {
         let mut state = self.state();
-        let records = state.kept.as_ref()?.records.clone();
+        let records = state.records.clone()?;
         let mut free: Vec<_> =
             state.holders.iter_mut().filter(|(_, holder)| holder.standing == Standing::Free).collect();
         let of = |owner: Option<&str>| free.iter().position(|(_, holder)| holder.tenant.as_deref() == owner);
@@ -153,7 +145,7 @@ impl Namespaces {
         let used = Standing::Used(container.to_string());
         let looked_at = {
             let mut state = self.state();
-            let records = state.kept.as_ref().map(|kept| kept.records.clone());
+            let records = state.records.clone();
             let Some((number, holder)) = state.holders.iter_mut().find(|(_, holder)| holder.standing == used) else {
                 return;
             };
@@ -170,7 +162,9 @@ impl Namespaces {
             }
         };
         let Some((number, id, process, own, records, tenant)) = looked_at else { return };
-        let empty = settled(process, own).await;
+        // What cannot be looked at is not known to be empty.
+        let is_empty = |found: &Sockets| found.is_within(own);
+        let empty = process.settled(is_empty).await.is_ok_and(|found| is_empty(&found));
         let recorded = empty && blocking(move || record::write(&records, number, &id, Some(&tenant))).await.is_ok();
         let mut state = self.state();
         let Some(holder) = state.holders.get_mut(&number) else { return };
@@ -198,7 +192,7 @@ impl Namespaces {
             }
             let highest = found.iter().map(|found| found.number + 1).max().unwrap_or(1);
             state.next = state.next.max(highest);
-            state.kept = Some(Kept { records });
+            state.records = Some(records);
         }
         for found in found {
             if self.state().holders.contains_key(&found.number) {
@@ -221,7 +215,7 @@ impl Namespaces {
             let began = Instant::now();
             let worked = {
                 let _working = self.working.lock().await;
-                if self.state().kept.is_none() {
+                if self.state().records.is_none() {
                     return;
                 }
                 if adopting { self.adopt_all(engine, duty).await.map(|()| true) } else { self.work(engine, duty).await }
@@ -272,9 +266,9 @@ impl Namespaces {
     async fn make(&self, engine: &DockerEngine, duty: &Duty) -> Result<(), EngineError> {
         let (number, records) = {
             let mut state = self.state();
-            let Some(kept) = state.kept.clone() else { return Ok(()) };
+            let Some(records) = state.records.clone() else { return Ok(()) };
             state.next += 1;
-            (state.next - 1, kept.records)
+            (state.next - 1, records)
         };
         let made = holder::make(engine, &duty.worker, number).await?;
         let id = made.id.clone();
@@ -292,7 +286,7 @@ impl Namespaces {
         let records = {
             let mut state = self.state();
             state.holders.remove(&number);
-            state.kept.as_ref().map(|kept| kept.records.clone())
+            state.records.clone()
         };
         if let Some(records) = records {
             let erased = blocking(move || record::erase(&records, number)).await;
@@ -313,7 +307,7 @@ impl Namespaces {
 
     /// Takes up one holder that is there; one that is of no use is noted as such.
     async fn adopt(&self, engine: &DockerEngine, duty: &Duty, found: holder::Found) -> bool {
-        let Some(records) = self.state().kept.as_ref().map(|kept| kept.records.clone()) else { return false };
+        let Some(records) = self.state().records.clone() else { return false };
         let number = found.number;
         let mut holder = holder::adopt(engine, &duty.worker, found).await;
         let id = holder.id.clone();
@@ -353,7 +347,7 @@ impl Namespaces {
     pub(super) async fn end(&self, engine: &DockerEngine) {
         {
             let mut state = self.state();
-            state.kept = None;
+            state.records = None;
             state.ended = true;
         }
         self.changed.notify_one();
@@ -395,65 +389,3 @@ impl Namespaces {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// Whether nothing of its last user is left in it, soon.
-async fn settled(process: Process, own: Sockets) -> bool {
-    let until = tokio::time::Instant::now() + SETTLE;
-    loop {
-        // What cannot be looked at is not known to be empty.
-        if blocking(move || process.sockets()).await.is_ok_and(|found| found.is_within(own)) {
-            return true;
-        }
-        if tokio::time::Instant::now() >= until {
-            return false;
-        }
-        tokio::time::sleep(SETTLE_STEP).await;
-    }
-}
-
-/// What is in one that nobody uses, once what was just connected or closed has settled.
-async fn settled_sockets(process: Process) -> std::io::Result<Sockets> {
-    let until = tokio::time::Instant::now() + SETTLE;
-    loop {
-        let found = blocking(move || process.sockets()).await;
-        if found.is_ok() || tokio::time::Instant::now() >= until {
-            return found;
-        }
-        tokio::time::sleep(SETTLE_STEP).await;
-    }
-}
-
-const KEPT: &str = "longshore_worker_namespaces";
-const ASKED: &str = "longshore_worker_namespaces_asked_total";
-const MADE: &str = "longshore_worker_namespaces_made_total";
-const REUSED: &str = "longshore_worker_namespaces_reused_total";
-const DISCARDED: &str = "longshore_worker_namespaces_discarded_total";
-
-/// Of what is kept here, for the worker's table.
-pub(crate) const NAMESPACE_METRICS: [MetricDoc; 5] = [
-    MetricDoc {
-        name: KEPT,
-        kind: MetricKind::Gauge,
-        help: "Network namespaces that are kept for containers.",
-        labels: &[("state", &["free", "used"])],
-    },
-    MetricDoc {
-        name: ASKED,
-        kind: MetricKind::Counter,
-        help: "Containers that could have joined a kept network namespace, by whether one was ready.",
-        labels: &[("result", &["kept", "none"])],
-    },
-    MetricDoc { name: MADE, kind: MetricKind::Counter, help: "Network namespaces made to be kept.", labels: &[] },
-    MetricDoc {
-        name: REUSED,
-        kind: MetricKind::Counter,
-        help: "Kept network namespaces that a container left empty, so that another may have them.",
-        labels: &[],
-    },
-    MetricDoc {
-        name: DISCARDED,
-        kind: MetricKind::Counter,
-        help: "Kept network namespaces that are not given out again, by why.",
-        labels: &[("because", &["sockets", "disorder", "tenant", "dead", "unknown", "surplus"])],
-    },
-];

@@ -12,7 +12,7 @@ use longshore_protocol::job::Resources;
 use super::super::super::EngineError;
 use super::super::{DockerEngine, QUESTION, create, errors, stop, supervised};
 use super::tables::{Process, Sockets};
-use super::{Holder, Standing, settled_sockets};
+use super::{Holder, Standing};
 use crate::blocking::blocking;
 
 /// Not below `longshore/`: that is where snapshots are listed.
@@ -150,7 +150,7 @@ async fn facts(engine: &DockerEngine, name: &str) -> Result<Facts, EngineError> 
         errors::refused("hold", 500, reason)
     };
     let process = blocking(move || Process::of(pid)).await.map_err(unseen)?;
-    let own = settled_sockets(process).await.map_err(unseen)?;
+    let own = process.settled(|_| true).await.map_err(unseen)?;
     Ok(Facts { id: inspected.id.unwrap_or_default(), process, own })
 }
 

@@ -3,6 +3,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::blocking::blocking;
+
+/// The kernel takes sockets apart after their processes' end, and the worker's own end of a supervisor's connection is
+/// closed by a task: some milliseconds. A namespace that is not empty after this is not waited for.
+const SETTLE: Duration = Duration::from_millis(500);
+const SETTLE_STEP: Duration = Duration::from_millis(10);
 
 /// The kernel's tables of sockets of which a namespace that nobody uses has none: one heading, then a line for each.
 /// Those of protocols that this kernel has not are not there.
@@ -49,9 +59,22 @@ impl Process {
         started(&directory(self.pid)).is_ok_and(|started| started == self.started)
     }
 
+    /// What is in its network namespace, as soon as that is `enough`, or when there was time enough for what was just
+    /// connected or closed; as [`sockets`](Self::sockets).
+    pub(super) async fn settled(self, enough: impl Fn(&Sockets) -> bool) -> io::Result<Sockets> {
+        let until = Instant::now() + SETTLE;
+        loop {
+            let found = blocking(move || self.sockets()).await;
+            if found.as_ref().is_ok_and(&enough) || Instant::now() >= until {
+                return found;
+            }
+            sleep(SETTLE_STEP).await;
+        }
+    }
+
     /// What is in its network namespace; an error if it is more than a supervisor's and an Engine's own, or cannot be
     /// seen. Blocking.
-    pub(super) fn sockets(self) -> io::Result<Sockets> {
+    fn sockets(self) -> io::Result<Sockets> {
         let sockets = sockets(&directory(self.pid).join("net"))?;
         // Looked at afterwards: then all of it was this one's.
         if self.lives() { Ok(sockets) } else { Err(io::ErrorKind::NotFound.into()) }
