@@ -117,6 +117,37 @@ async fn a_long_log_is_sealed_in_chunks_and_any_line_opens() {
     assert_eq!(beyond.len(), 1, "{beyond:?}");
 }
 
+/// A row holds more lines than a reader takes at once, and it can be read from the middle of one.
+#[tokio::test]
+async fn a_row_of_very_many_lines_is_read_in_pages_from_anywhere() {
+    let fleet = Fleet::start().await;
+    let mut worker = ScriptedWorker::join(&fleet, "w1").await;
+    let job = {
+        fleet.submitted(ONE_STEP).await;
+        worker.next_job().await
+    };
+    worker.started(&job).await;
+    // One message, and so one row: 30,000 lines of two bytes and an end without a newline.
+    let mut lines: Vec<Line> = (0..30_000).map(|n| line(2 * n, &(n % 10).to_string())).collect();
+    lines.push(Line { ending: Ending::Eof, ..line(60_000, "end") });
+    worker.output(&claim(&job), lines).await;
+    worker.finished(&job, Outcome::Passed, Offsets { stdout: 60_003, stderr: 0 }).await;
+    worker.told(|control| matches!(control, Control::Settled { .. })).await;
+    let logs = format!("/v1/runs/{}/logs?step=build", job.run);
+    let whole = fleet.text(&logs).await;
+    let expected = "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n".repeat(3_000) + "end";
+    assert!(whole == expected.as_bytes(), "{} bytes", whole.len());
+    for n in [1, 8_192, 8_193, 20_000, 30_000, 30_001] {
+        let from = fleet.text(&format!("{logs}&from={n}")).await;
+        assert!(from == expected.as_bytes()[2 * (n - 1)..], "from {n}: {} bytes", from.len());
+        let tail = fleet.text(&format!("{logs}&tail={}", 30_001 - (n - 1))).await;
+        assert!(tail == from, "the last {}: {} bytes", 30_001 - (n - 1), tail.len());
+    }
+    let events = fleet.events(&logs, None).await.rest().await;
+    let numbers: Vec<u64> = events.iter().filter_map(|(_, event)| event["n"].as_u64()).collect();
+    assert!(numbers == (1..=30_001).collect::<Vec<_>>(), "{} lines", numbers.len());
+}
+
 /// Two steps at once, the reader cut off after every line: the pieces are the whole, once.
 #[tokio::test]
 async fn a_follow_of_several_steps_resumes_exactly() {

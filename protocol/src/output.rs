@@ -1,7 +1,8 @@
 //! Every output line, counted in bytes (P14).
 //!
-//! A stream is a sequence of bytes from offset 0. A [`Line`] covers `data`, plus the newline if it
-//! ended in one: lines put one behind the other are the stream's bytes again, exactly.
+//! A stream is a sequence of bytes from offset 0. It travels and is stored in [`Run`]s, some lines as they stood. A
+//! [`Line`], which is what people ask for, covers `data`, plus the newline if it ended in one. Runs, or lines, put one
+//! behind the other are the stream's bytes again, exactly.
 
 mod runs;
 
@@ -13,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::event::Claim;
 use crate::ids::{Incarnation, WorkerId};
 
-pub use runs::{Run, read_run, runs};
+pub use runs::{RUN_BYTES_MAX, Run};
 
 /// The longest line that travels whole; a longer one is split and its pieces are marked ([`Ending::Split`]).
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
@@ -22,7 +23,7 @@ pub const LINE_BYTES_MAX: usize = 64 * 1024;
 /// 200–370 MB/s here, and larger ones no faster.
 pub const MESSAGE_BYTES_MAX: usize = 128 * 1024;
 
-/// Some lines of one attempt, in the order in which they were read.
+/// Some output of one attempt, in the order in which it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutputMessage {
     /// Who speaks.
@@ -31,10 +32,9 @@ pub struct OutputMessage {
     pub incarnation: Incarnation,
     /// Which attempt. With the worker it is the fence.
     pub claim: Claim,
-    /// Contiguous per stream within a message. Lines that differ only in their bytes share one object.
-    #[serde(with = "runs::lines")]
+    /// Contiguous per stream within a message.
     #[schemars(with = "Vec<runs::RunForm>")]
-    pub lines: Vec<Line>,
+    pub runs: Vec<Run>,
 }
 
 /// Which of the two.
@@ -58,7 +58,7 @@ impl Stream {
 }
 
 /// One line, or a marked piece of one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Which stream.
     pub stream: Stream,
@@ -68,8 +68,7 @@ pub struct Line {
     pub at_ms: u64,
     /// How it ended.
     pub ending: Ending,
-    /// Its bytes without the newline: UTF-8 as `text`, anything else as `base64` (P1).
-    #[serde(flatten)]
+    /// Its bytes without the newline.
     pub data: LineData,
 }
 
@@ -85,7 +84,7 @@ pub enum Ending {
     Eof,
 }
 
-/// A line's bytes as they were.
+/// A line's bytes as they were. As JSON UTF-8 is `text`, anything else `base64` (P1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LineData(pub Vec<u8>);
 
@@ -180,10 +179,11 @@ mod tests {
     #[test]
     fn p1_bytes_come_back_as_they_were() {
         for data in [&b""[..], b"plain", "snowman \u{2603}".as_bytes(), b"\xff\xfe", b"half \xe2\x98", b"\0\r\n\x1b"] {
-            let json = serde_json::to_string(&line(data)).unwrap();
-            assert_eq!(serde_json::from_str::<Line>(&json).unwrap(), line(data), "{json}");
+            let data = LineData(data.to_vec());
+            let json = serde_json::to_string(&data).unwrap();
+            assert_eq!(serde_json::from_str::<LineData>(&json).unwrap(), data, "{json}");
         }
-        assert!(serde_json::to_string(&line(b"\xff")).unwrap().contains("base64"));
+        assert!(serde_json::to_string(&LineData(b"\xff".to_vec())).unwrap().contains("base64"));
     }
 
     #[test]

@@ -104,14 +104,13 @@ fn see_job(job: &Job, seen: &mut Seen) {
 }
 
 fn see_output(message: &OutputMessage, body: &str, seen: &mut Seen) {
-    for line in &message.lines {
-        seen.extend([stream(&line.stream), ending(&line.ending)]);
+    for run in &message.runs {
+        seen.extend([stream(&run.stream), ending(&run.ending)]);
     }
-    for pair in message.lines.windows(2).filter(|pair| pair[0].stream == pair[1].stream) {
-        assert_eq!(pair[0].end(), pair[1].offset, "lines of a stream follow one another");
+    for pair in message.runs.windows(2).filter(|pair| pair[0].stream == pair[1].stream) {
+        assert_eq!(pair[0].end(), pair[1].offset, "runs of a stream follow one another");
     }
     seen.extend(body.contains("\"text\"").then_some("LineData::text"));
-    seen.extend(body.contains("\"texts\"").then_some("Run::texts"));
     seen.extend(body.contains("\"base64\"").then_some("LineData::base64"));
 }
 
@@ -133,7 +132,7 @@ fn every_message_has_an_example_that_can_be_read() {
         }
     }
     let mut wanted = all();
-    wanted.extend(["LineData::text", "Run::texts", "LineData::base64"]);
+    wanted.extend(["LineData::text", "LineData::base64"]);
     let missing: Vec<_> = wanted.difference(&seen).copied().collect();
     assert!(missing.is_empty(), "docs/protocol.md has no example of {missing:?}");
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! inside stamp                prints the time of its first instruction and that of its last act
-//! inside spew BYTES           writes lines of 100 to 700 bytes to stdout
+//! inside spew BYTES           writes lines of 100 bytes to stdout
 //! inside tree DIR FILES BYTES writes FILES files of together BYTES into DIR
 //! ```
 
@@ -28,44 +28,52 @@ fn now_ns() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
 }
 
-/// Lines of different text, written as a program with a large stdio buffer would: 64 KiB fill a pipe.
+/// Written as a program with a large stdio buffer would: 64 KiB fill a pipe. The lines repeat after 8 MiB, which is
+/// more than a compressor looks back.
 fn spew(bytes: usize) -> io::Result<()> {
-    let block: Vec<u8> = (0..160).flat_map(line).collect();
+    let mut state = SEED;
+    let block: Vec<u8> = (0..80_000).flat_map(|n| line(n, &mut state)).collect();
     let mut out = io::stdout().lock();
     let mut left = bytes;
     while left > 0 {
-        let piece = left.min(block.len());
-        out.write_all(&block[..piece])?;
-        left -= piece;
+        for piece in block.chunks(64 * 1024) {
+            let piece = &piece[..left.min(piece.len())];
+            out.write_all(piece)?;
+            left -= piece.len();
+        }
     }
     out.flush()
 }
 
-/// As a build prints them: each another length, 400 bytes in the mean.
-fn line(n: usize) -> Vec<u8> {
-    let length = 100 + n * 7919 % 601;
-    let mut line = format!("[{n:06}] cc -O2 -Wall -c src/module_{n}.c -o build/part_{n}.o");
-    while line.len() < length - 1 {
-        line += &format!(" -Iinclude/part_{}", line.len() * n % 1000);
-    }
-    line.truncate(length - 1);
+/// As a build prints them, 70 to 130 bytes, a third of each not to be foreseen.
+fn line(n: usize, state: &mut u64) -> Vec<u8> {
+    let (source, object) = (random(state), random(state));
+    let mut line = format!("[{n:06}] cc -O2 -Wall -c src/{source:016x}.c -o build/{object:016x}.o");
+    line.extend(std::iter::repeat_n(" -Iinclude", n % 7));
     line.push('\n');
     line.into_bytes()
+}
+
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// xorshift, the same numbers every time.
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
 }
 
 /// Bytes that do not compress, the same ones every time (xorshift): a daemon that packs gains nothing by it.
 fn tree(dir: &str, files: usize, bytes: usize) -> io::Result<()> {
     let each = bytes / files.max(1);
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut state = SEED;
     for n in 0..files {
         let sub = format!("{dir}/d{:02}", n % 50);
         fs::create_dir_all(&sub)?;
         let mut content = Vec::with_capacity(each + 8);
         while content.len() < each {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            content.extend_from_slice(&state.to_le_bytes());
+            content.extend_from_slice(&random(&mut state).to_le_bytes());
         }
         content.truncate(each);
         fs::write(format!("{sub}/f{n:06}"), content)?;

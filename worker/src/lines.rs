@@ -1,9 +1,9 @@
 //! Output, cut into lines exactly.
 //!
-//! One [`LineSplitter`] per stream. What it hands out depends on the stream's bytes alone, never on how the
-//! Engine cut them into pieces: lines put one behind the other are the stream again (P14).
+//! One [`LineSplitter`] per stream. It hands out runs of whole lines. What lines there are depends on the stream's bytes
+//! alone, never on how the Engine cut them into pieces: put one behind the other they are the stream again (P14).
 
-use longshore_protocol::output::{Ending, LINE_BYTES_MAX, Line, LineData, Stream};
+use longshore_protocol::output::{Ending, LINE_BYTES_MAX, Run, Stream};
 
 /// Cuts one stream into lines.
 #[derive(Debug)]
@@ -27,29 +27,28 @@ impl LineSplitter {
         Self { stream, offset, partial: Vec::new() }
     }
 
-    /// Takes the stream's next bytes, cut anywhere, and appends the lines that they complete to `out`.
-    /// `at_ms` is when they were read, ms since the Unix epoch.
-    pub fn push(&mut self, at_ms: u64, mut bytes: &[u8], out: &mut Vec<Line>) {
+    /// Takes the stream's next bytes, cut anywhere, and appends the lines that they complete to `out`, in as few runs as
+    /// hold them. `at_ms` is when they were read, ms since the Unix epoch.
+    pub fn push(&mut self, at_ms: u64, mut bytes: &[u8], out: &mut Vec<Run>) {
         while !bytes.is_empty() {
+            // If there is a newline in the window, the line that began before it is short enough; and those between two
+            // newlines of the window are as well.
             let room = LINE_BYTES_MAX + 1 - self.partial.len();
             let window = &bytes[..bytes.len().min(room)];
-            if let Some(newline) = memchr::memchr(b'\n', window) {
-                self.partial.extend_from_slice(&window[..newline]);
-                bytes = &bytes[newline + 1..];
+            let taken = memchr::memrchr(b'\n', window).map_or(window.len(), |newline| newline + 1);
+            self.partial.extend_from_slice(&window[..taken]);
+            bytes = &bytes[taken..];
+            if self.partial.last() == Some(&b'\n') {
                 self.emit(at_ms, self.partial.len(), Ending::Newline, out);
-            } else {
-                self.partial.extend_from_slice(window);
-                bytes = &bytes[window.len()..];
-                if self.partial.len() > LINE_BYTES_MAX {
-                    self.emit(at_ms, char_boundary(&self.partial), Ending::Split, out);
-                }
+            } else if self.partial.len() > LINE_BYTES_MAX {
+                self.emit(at_ms, char_boundary(&self.partial), Ending::Split, out);
             }
         }
     }
 
     /// The stream has ended: a last line without a newline arrives as well. A stream that ended in a
     /// newline, or that was empty, gives no further line.
-    pub fn finish(&mut self, at_ms: u64, out: &mut Vec<Line>) {
+    pub fn finish(&mut self, at_ms: u64, out: &mut Vec<Run>) {
         if !self.partial.is_empty() {
             self.emit(at_ms, self.partial.len(), Ending::Eof, out);
         }
@@ -61,12 +60,12 @@ impl LineSplitter {
     }
 
     /// Hands out the first `len` bytes of `partial`; the rest begins the next line.
-    fn emit(&mut self, at_ms: u64, len: usize, ending: Ending, out: &mut Vec<Line>) {
+    fn emit(&mut self, at_ms: u64, len: usize, ending: Ending, out: &mut Vec<Run>) {
         let rest = self.partial.split_off(len);
-        let data = std::mem::replace(&mut self.partial, rest);
-        let line = Line { stream: self.stream, offset: self.offset, at_ms, ending, data: LineData(data) };
-        self.offset = line.end();
-        out.push(line);
+        let bytes = std::mem::replace(&mut self.partial, rest);
+        let run = Run { stream: self.stream, offset: self.offset, at_ms, ending, bytes };
+        self.offset = run.end();
+        out.push(run);
     }
 }
 

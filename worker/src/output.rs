@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
-use longshore_protocol::output::{LINE_BYTES_MAX, Line, Offsets, Stream};
+use longshore_protocol::output::{Offsets, RUN_BYTES_MAX, Run, Stream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,12 +17,11 @@ use crate::engine::{OUTPUT_PIECES_MAX, Piece};
 use crate::lines::LineSplitter;
 use crate::metrics::{OUTPUT_BYTES, SPOOL_BYTES};
 
-/// How many bytes of frames are written at once. A line's frame is 26 bytes longer than the line: without a bound,
-/// a step that writes empty lines would take many times its output in memory.
+/// How many bytes of frames are written at once.
 const FRAMES_BYTES: usize = 1024 * 1024;
 
-/// What the last piece before a write may add: 64 KiB of empty lines, and the line that it completes.
-const FRAMES_OF_A_PIECE_BYTES_MAX: usize = 64 * 1024 * 27 + LINE_BYTES_MAX;
+/// What the last piece before a write may add: with what was left of the one before it, two runs at most.
+const FRAMES_OF_A_PIECE_BYTES_MAX: usize = 2 * (RUN_BYTES_MAX + 64);
 
 /// One attempt's output on its way to the disk.
 pub(crate) struct Spool {
@@ -38,7 +37,8 @@ pub(crate) struct Spool {
     broken: bool,
     /// Something was written since the last sync.
     unsynced: bool,
-    /// P15: of output, and of the spool's file, whichever is reached first.
+    /// P15: of output. Its file may take a quarter more: so much are the frames of lines of a hundred bytes that come one
+    /// at a time. What is written in smaller pieces, and so much of it, is full sooner.
     bytes_max: u64,
     taken: u64,
 }
@@ -110,21 +110,21 @@ impl Spool {
     }
 
     async fn take(&mut self, pieces: &mut Vec<Piece>, read: &watch::Sender<Offsets>) -> io::Result<()> {
-        let mut lines = Vec::new();
+        let mut runs = Vec::new();
         for Piece { stream, at_ms, bytes } in pieces.drain(..) {
             metrics::counter!(OUTPUT_BYTES, "stream" => stream.word()).increment(bytes.len() as u64);
-            if self.spooled.borrow().bytes >= self.bytes_max {
+            if self.spooled.borrow().bytes >= self.bytes_max + self.bytes_max / 4 {
                 self.taken = self.taken.max(self.bytes_max);
             }
             let room = self.bytes_max - self.taken.min(self.bytes_max);
             let (fits, beyond) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
             self.taken += fits.len() as u64;
-            self.splitter(stream).push(at_ms, fits, &mut lines);
+            self.splitter(stream).push(at_ms, fits, &mut runs);
             if !beyond.is_empty() {
                 // What is left out comes behind everything that was read before it.
-                self.splitter(stream).finish(at_ms, &mut lines);
+                self.splitter(stream).finish(at_ms, &mut runs);
             }
-            self.frame(&mut lines, Words::Commands);
+            self.frame(&mut runs, Words::Commands);
             if !beyond.is_empty() {
                 let missing = self.ahead.missing.of_mut(stream);
                 *missing += beyond.len() as u64;
@@ -143,24 +143,24 @@ impl Spool {
     /// Puts a line of our own into the log, on standard error: why it ended as it did.
     pub(crate) async fn note(&mut self, text: &str) -> io::Result<()> {
         let at_ms = now_ms();
-        let mut lines = Vec::new();
+        let mut runs = Vec::new();
         let splitter = self.splitter(Stream::Stderr);
         // Not onto the end of a line that the command left open.
-        splitter.finish(at_ms, &mut lines);
-        self.frame(&mut lines, Words::Commands);
-        self.splitter(Stream::Stderr).push(at_ms, format!("longshore: {text}\n").as_bytes(), &mut lines);
-        self.frame(&mut lines, Words::Ours);
+        splitter.finish(at_ms, &mut runs);
+        self.frame(&mut runs, Words::Commands);
+        self.splitter(Stream::Stderr).push(at_ms, format!("longshore: {text}\n").as_bytes(), &mut runs);
+        self.frame(&mut runs, Words::Ours);
         self.write().await
     }
 
     /// The command will write no more: what it left without a newline is written as well.
     pub(crate) async fn close(&mut self) -> io::Result<()> {
         let at_ms = now_ms();
-        let mut lines = Vec::new();
+        let mut runs = Vec::new();
         for (_, splitter) in &mut self.splitters {
-            splitter.finish(at_ms, &mut lines);
+            splitter.finish(at_ms, &mut runs);
         }
-        self.frame(&mut lines, Words::Commands);
+        self.frame(&mut runs, Words::Commands);
         self.write().await
     }
 
@@ -188,12 +188,12 @@ impl Spool {
         self.written.offsets
     }
 
-    fn frame(&mut self, lines: &mut Vec<Line>, words: Words) {
-        for line in lines.drain(..) {
-            encode(&line, words, &mut self.frames);
-            *self.ahead.offsets.of_mut(line.stream) = line.end();
+    fn frame(&mut self, runs: &mut Vec<Run>, words: Words) {
+        for run in runs.drain(..) {
+            encode(&run, words, &mut self.frames);
+            *self.ahead.offsets.of_mut(run.stream) = run.end();
             if words == Words::Ours {
-                self.ahead.noted += line.end() - line.offset;
+                self.ahead.noted += run.bytes.len() as u64;
             }
         }
     }
@@ -241,21 +241,21 @@ mod tests {
     }
 
     /// What the spool's reader would send.
-    fn sent(path: &Path, spooled: &watch::Sender<Spooled>) -> Vec<Line> {
+    fn sent(path: &Path, spooled: &watch::Sender<Spooled>) -> Vec<Run> {
         let file = File::open(path).unwrap();
         let to = spooled.borrow().bytes;
-        let (mut at, mut lines) = (0, Vec::new());
+        let (mut at, mut runs) = (0, Vec::new());
         while at < to {
             let chunk = spool::read(&file, at, to).unwrap();
             assert!(!chunk.torn);
             at = chunk.next;
-            lines.extend(chunk.lines);
+            runs.extend(chunk.runs);
         }
-        lines
+        runs
     }
 
-    fn end_of(lines: &[Line], stream: Stream) -> u64 {
-        lines.iter().filter(|line| line.stream == stream).map(Line::end).max().unwrap_or(0)
+    fn end_of(runs: &[Run], stream: Stream) -> u64 {
+        runs.iter().filter(|run| run.stream == stream).map(Run::end).max().unwrap_or(0)
     }
 
     /// Answers how much of the command's output is on the disk for good.
@@ -287,11 +287,11 @@ mod tests {
         // P16: what is left out is done with as well, or the command would block behind it for ever.
         assert_eq!(drained(&mut spool, pieces).await.unwrap(), Offsets { stdout: 250_000, stderr: 50_000 });
         let end = spool.finish().await.unwrap();
-        let lines = sent(&path, &spooled);
+        let runs = sent(&path, &spooled);
         // P14: what is told is what is sent.
-        assert_eq!(end, Offsets { stdout: end_of(&lines, Stream::Stdout), stderr: end_of(&lines, Stream::Stderr) });
+        assert_eq!(end, Offsets { stdout: end_of(&runs, Stream::Stdout), stderr: end_of(&runs, Stream::Stderr) });
         assert_eq!(end.stdout, 100_000);
-        let marker = String::from_utf8(lines.last().unwrap().data.0.clone()).unwrap();
+        let marker = String::from_utf8(runs.last().unwrap().bytes.clone()).unwrap();
         assert!(marker.contains("150000 bytes of stdout and 50000 of stderr"), "{marker}");
     }
 
@@ -306,7 +306,7 @@ mod tests {
         spool.take(&mut pieces.clone(), &watch::Sender::default()).await.unwrap();
         let end = spool.finish().await.unwrap();
         assert_eq!(end.stdout, (64 * 1024 * OUTPUT_PIECES_MAX) as u64);
-        assert_eq!(sent(&path, &spooled).len() as u64, end.stdout);
+        assert_eq!(sent(&path, &spooled).iter().map(Run::count).sum::<u64>(), end.stdout);
     }
 
     #[tokio::test]
@@ -345,11 +345,11 @@ mod tests {
         let rest = vec![piece(Stream::Stderr, "two\n"), piece(Stream::Stdout, "out\n")];
         assert_eq!(drained(&mut spool, rest).await.unwrap(), Offsets { stdout: 4, stderr: 8 });
         let end = spool.finish().await.unwrap();
-        let lines = sent(&path, &spooled);
-        assert_eq!(end, Offsets { stdout: 4, stderr: end_of(&lines, Stream::Stderr) });
-        let texts: Vec<_> = lines.iter().map(|line| String::from_utf8_lossy(&line.data.0).into_owned()).collect();
-        assert_eq!(texts, ["longshore: ours", "one", "two", "out"]);
-        assert_eq!(lines[1].at_ms, 7, "when it was read from the pipe");
+        let runs = sent(&path, &spooled);
+        assert_eq!(end, Offsets { stdout: 4, stderr: end_of(&runs, Stream::Stderr) });
+        let texts: Vec<_> = runs.iter().map(|run| String::from_utf8_lossy(&run.bytes).into_owned()).collect();
+        assert_eq!(texts, ["longshore: ours\n", "one\n", "two\n", "out\n"]);
+        assert_eq!(runs[1].at_ms, 7, "when it was read from the pipe");
     }
 
     #[tokio::test]
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(drained(&mut spool, vec![piece(Stream::Stdout, "more\n")]).await.unwrap().stdout, 21);
         let end = spool.finish().await.unwrap();
         assert_eq!(end.stdout, 10);
-        let marker = String::from_utf8(sent(&path, &spooled).last().unwrap().data.0.clone()).unwrap();
+        let marker = String::from_utf8(sent(&path, &spooled).last().unwrap().bytes.clone()).unwrap();
         assert!(marker.contains("11 bytes of stdout and 0 of stderr"), "{marker}");
     }
 }

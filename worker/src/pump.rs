@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use longshore_protocol::broker::{Broker, Outgoing};
-use longshore_protocol::output::{Line, MESSAGE_BYTES_MAX, Offsets, OutputMessage};
+use longshore_protocol::output::{MESSAGE_BYTES_MAX, Offsets, OutputMessage, Run};
 use longshore_protocol::wire;
 use tokio::sync::watch;
 
@@ -19,10 +19,7 @@ use crate::disk::spool::{self, Chunk};
 use crate::engine::Engine;
 use crate::report::until_confirmed;
 
-/// What a line weighs in a message besides its bytes, where it shares what it says with the one before it, and where it
-/// does not. In the message it takes less; but whoever reads it has some 50 bytes for each, and else a message of empty
-/// lines would have no bound.
-const LINE_OVERHEAD_BYTES: usize = 32;
+/// What a run weighs in a message besides its bytes: without it a message of many short ones would have no bound.
 const RUN_OVERHEAD_BYTES: usize = 96;
 
 /// One place of the spool every so often is remembered, so that sending again does not read all of it.
@@ -99,7 +96,7 @@ async fn read<B: Broker, E: Engine>(
     to: u64,
     stored: Offsets,
 ) -> io::Result<Vec<Outgoing>> {
-    // Held while a batch is in memory as lines, not while it is waited for.
+    // Held while a batch is in memory twice, not while it is waited for.
     let _memory = context.gates.output.acquire().await.map_err(io::Error::other)?;
     let from = place.position;
     let chunk = blocking(move || spool::read(&file, from, to)).await?;
@@ -107,7 +104,10 @@ async fn read<B: Broker, E: Engine>(
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame at byte {}", chunk.next)));
     }
     place.advance(&chunk);
-    let wanted = chunk.lines.into_iter().filter(|line| line.end() > stored.of(line.stream));
+    let wanted = chunk.runs.into_iter().filter_map(|run| {
+        let known = stored.of(run.stream);
+        run.behind(known)
+    });
     Ok(messages(context, attempt, wanted))
 }
 
@@ -130,8 +130,8 @@ struct Place {
 impl Place {
     fn advance(&mut self, chunk: &Chunk) {
         self.position = chunk.next;
-        for line in &chunk.lines {
-            *self.offsets.of_mut(line.stream) = line.end();
+        for run in &chunk.runs {
+            *self.offsets.of_mut(run.stream) = run.end();
         }
     }
 
@@ -141,33 +141,31 @@ impl Place {
     }
 }
 
-/// Lines in the order in which they were read, in messages of bounded size.
+/// Runs in the order in which they were read, in messages of bounded size.
 fn messages<B: Broker, E: Engine>(
     context: &Context<B, E>,
     attempt: &Handle,
-    lines: impl Iterator<Item = Line>,
+    runs: impl Iterator<Item = Run>,
 ) -> Vec<Outgoing> {
-    let mut batches: Vec<Vec<Line>> = Vec::new();
+    let mut batches: Vec<Vec<Run>> = Vec::new();
     let mut weight = usize::MAX;
-    for line in lines {
-        let before = batches.last().and_then(|batch| batch.last());
-        let shares = before.is_some_and(|before| line.continues(before));
-        let added = line.data.0.len() + if shares { LINE_OVERHEAD_BYTES } else { RUN_OVERHEAD_BYTES };
+    for run in runs {
+        let added = run.bytes.len() + RUN_OVERHEAD_BYTES;
         if weight.saturating_add(added) > MESSAGE_BYTES_MAX {
             batches.push(Vec::new());
             weight = 0;
         }
         weight += added;
         if let Some(batch) = batches.last_mut() {
-            batch.push(line);
+            batch.push(run);
         }
     }
     let to = context.topology.output(attempt.claim.shard()).address();
-    let message = |lines| OutputMessage {
+    let message = |runs| OutputMessage {
         worker: context.id.clone(),
         incarnation: context.incarnation,
         claim: attempt.claim.clone(),
-        lines,
+        runs,
     };
-    batches.into_iter().map(|lines| Outgoing::new(to.clone(), wire::encode(&message(lines)))).collect()
+    batches.into_iter().map(|runs| Outgoing::new(to.clone(), wire::encode(&message(runs)))).collect()
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
-use longshore_protocol::output::{Ending, LINE_BYTES_MAX, Line, Stream};
+use longshore_protocol::output::{Ending, LINE_BYTES_MAX, Line, RUN_BYTES_MAX, Run, Stream};
 use longshore_worker::lines::LineSplitter;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -21,7 +21,11 @@ fn split(bytes: &[u8], cuts: &[usize]) -> Vec<Line> {
     }
     splitter.finish(7, &mut out);
     assert_eq!(splitter.bytes_read(), bytes.len() as u64);
-    out
+    for run in &out {
+        assert!((1..=RUN_BYTES_MAX).contains(&run.bytes.len()), "{}", run.bytes.len());
+        assert_eq!(run.ending == Ending::Newline, run.bytes.last() == Some(&b'\n'));
+    }
+    out.iter().flat_map(Run::lines).collect()
 }
 
 fn joined(lines: &[Line]) -> Vec<u8> {

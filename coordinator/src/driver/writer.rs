@@ -286,9 +286,9 @@ impl<B: Broker> Writer<B> {
     }
 
     fn output(&mut self, message: OutputMessage, work: &mut Work) {
-        let OutputMessage { worker, incarnation, claim, lines } = message;
+        let OutputMessage { worker, incarnation, claim, runs } = message;
         match self.core.output_fence(&worker, incarnation, &claim) {
-            OutputFence::Current => match self.logs.take(&claim, lines) {
+            OutputFence::Current => match self.logs.take(&claim, runs) {
                 Some(taken) => {
                     for stream in [Stream::Stdout, Stream::Stderr] {
                         *work.output.of_mut(stream) += taken.new.of(stream);

@@ -10,11 +10,12 @@ pub mod seal;
 use std::collections::{BTreeMap, BTreeSet};
 
 use longshore_protocol::event::Claim;
-use longshore_protocol::output::{Ending, Line, Offsets};
+use longshore_protocol::output::{Offsets, Run};
 use longshore_protocol::{Attempt, ExecutionId, RunId};
 
 use crate::core::entry::LogGap;
-use crate::store::batch::{Batch, ChunkRow, LogEnd, LogRow, RowContent, encode_lines};
+use crate::store::batch::{Batch, ChunkRow, LogEnd, LogRow, RowContent};
+use crate::store::packed::pack;
 use crate::store::recover::OpenLog;
 use seal::SealOrder;
 
@@ -48,7 +49,9 @@ struct OpenEnd {
     /// INVARIANT: contiguous from 0, and never behind what the store holds.
     stored: Offsets,
     lines: u64,
-    pending: Vec<Line>,
+    pending: Vec<Run>,
+    /// How many lines that is.
+    pending_lines: u64,
     /// The first line that is in no chunk, the offsets before it, and how much the rows from it on hold.
     open_from: u64,
     open_before: Offsets,
@@ -56,14 +59,14 @@ struct OpenEnd {
     sealing: bool,
 }
 
-/// What became of some lines.
+/// What became of some output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Stored now, contiguous from 0.
     pub stored: Offsets,
     /// How many bytes of each stream were new.
     pub new: Offsets,
-    /// Whether something before one of the lines is missing (P14).
+    /// Whether something before one of the runs is missing (P14).
     pub gap: bool,
 }
 
@@ -75,6 +78,7 @@ impl LogDesk {
                 stored: log.stored,
                 lines: log.lines,
                 pending: Vec::new(),
+                pending_lines: 0,
                 open_from: log.open_from,
                 open_before: log.open_before,
                 open_bytes: log.open_bytes,
@@ -91,6 +95,7 @@ impl LogDesk {
             stored: Offsets::default(),
             lines: 0,
             pending: Vec::new(),
+            pending_lines: 0,
             open_from: 1,
             open_before: Offsets::default(),
             open_bytes: 0,
@@ -103,22 +108,23 @@ impl LogDesk {
         self.open.get(&key(claim)).map(|end| end.stored)
     }
 
-    /// Takes the lines that go on where the log ends, cuts what it has already, and leaves what
+    /// Takes what goes on where the log ends, cuts what it has already, and leaves what
     /// comes too early (P14). `None` if the log cannot grow. The caller has checked the fence (P12).
-    pub fn take(&mut self, claim: &Claim, lines: Vec<Line>) -> Option<Taken> {
+    pub fn take(&mut self, claim: &Claim, runs: Vec<Run>) -> Option<Taken> {
         let end = self.open.get_mut(&key(claim))?;
         let before = end.stored;
         let mut gap = false;
-        for line in lines {
-            let stored = end.stored.of_mut(line.stream);
-            if line.offset > *stored {
+        for run in runs {
+            let stored = end.stored.of_mut(run.stream);
+            if run.offset > *stored {
                 gap = true;
                 continue;
             }
-            if let Some(line) = cut(line, *stored) {
-                *stored = line.end();
-                end.lines += 1;
-                end.pending.push(line);
+            if let Some(run) = run.behind(*stored) {
+                *stored = run.end();
+                end.lines += run.count();
+                end.pending_lines += run.count();
+                end.pending.push(run);
             }
         }
         if !end.pending.is_empty() {
@@ -202,12 +208,12 @@ impl LogDesk {
 
 impl OpenEnd {
     fn write(&mut self, of: Key, change: &mut u64, batch: &mut Batch) {
-        let mut first_line = self.lines + 1 - self.pending.len() as u64;
+        let mut first_line = self.lines + 1 - std::mem::take(&mut self.pending_lines);
         let mut row = Vec::new();
         let mut row_bytes = 0;
-        for line in std::mem::take(&mut self.pending) {
-            row_bytes += line.data.0.len();
-            row.push(line);
+        for run in std::mem::take(&mut self.pending) {
+            row_bytes += run.bytes.len();
+            row.push(run);
             if row_bytes >= ROW_BYTES {
                 self.write_row(of, &mut first_line, &row, change, batch);
                 row.clear();
@@ -219,29 +225,16 @@ impl OpenEnd {
         }
     }
 
-    fn write_row(&mut self, of: Key, first_line: &mut u64, row: &[Line], change: &mut u64, batch: &mut Batch) {
+    fn write_row(&mut self, of: Key, first_line: &mut u64, row: &[Run], change: &mut u64, batch: &mut Batch) {
         *change += 1;
-        let data = encode_lines(row);
-        self.open_bytes += data.len() as u64;
-        let content = RowContent::Lines { lines: row.len() as u64, data };
+        let lines = row.iter().map(Run::count).sum();
+        self.open_bytes += row.iter().map(|run| run.bytes.len() as u64).sum::<u64>();
+        let content = RowContent::Lines { lines, data: pack(row) };
         batch.log_rows.push(LogRow { change: *change, claim: claim(of), first_line: *first_line, content });
-        *first_line += row.len() as u64;
+        *first_line += lines;
     }
 
     fn log_end(&self, of: Key, closed: bool) -> LogEnd {
         LogEnd { claim: claim(of), stored: self.stored, lines: self.lines, closed }
     }
-}
-
-/// What of a line lies behind an offset that is within it or behind it.
-fn cut(mut line: Line, stored: u64) -> Option<Line> {
-    if line.end() <= stored {
-        return None;
-    }
-    let known = usize::try_from(stored - line.offset).unwrap_or(usize::MAX);
-    line.data.0.drain(..known.min(line.data.0.len()));
-    // Only a newline can lie behind all of the data.
-    debug_assert!(!line.data.0.is_empty() || line.ending == Ending::Newline);
-    line.offset = stored;
-    Some(line)
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use longshore_protocol::output::Line;
+use longshore_protocol::output::Run;
 use longshore_protocol::{Attempt, ExecutionId};
 
 use super::seal::{ChunkError, ChunkFiles};
@@ -16,6 +16,9 @@ use crate::store::{Store, StoreError};
 
 /// Rows of a page: with 256 KiB each, some MiB in memory for each reader.
 const PAGE_ROWS: u32 = 16;
+
+/// Lines of a page, about: of empty lines a row holds some hundred thousand, each a hundred bytes as an event.
+const PAGE_LINES: usize = 8 * 1024;
 
 /// Rows without their bytes, looked through for the last lines.
 const PLACE_ROWS: u32 = 256;
@@ -56,7 +59,7 @@ pub struct LogReader {
     files: ChunkFiles,
     selection: Selection,
     place: Place,
-    chunks: VecDeque<(ChunkKey, Arc<Vec<Line>>)>,
+    chunks: VecDeque<(ChunkKey, Arc<Vec<Run>>)>,
 }
 
 /// Whose chunk, and the number of its first line.
@@ -115,6 +118,10 @@ impl LogReader {
         let rows = self.store.log_rows(&self.selection, self.place.change, PAGE_ROWS).await?;
         let mut page = Vec::new();
         for row in rows {
+            // Whatever of it is too much comes with the next page.
+            if page.len() >= PAGE_LINES {
+                break;
+            }
             let skip = if row.change == self.place.change { self.place.taken } else { 0 };
             self.read_row(row, skip, &mut page).await?;
         }
@@ -133,53 +140,65 @@ impl LogReader {
         if skip >= row.lines.max(1) {
             return Ok(());
         }
-        let first = usize::try_from(skip).unwrap_or(usize::MAX);
         match row.content {
             StoredContent::Gap(gap) => {
                 let place = Place { change: row.change, taken: 1 };
                 let text = gap_text(gap);
                 page.push((place, LogEvent::Gap { step: row.step, attempt: row.attempt, gap, text }));
             }
-            StoredContent::Open(ref lines) => push_lines(&row, lines, first, page),
+            StoredContent::Open(ref runs) => push_lines(&row, runs, 0, skip, page),
             StoredContent::Sealed { chunk } => {
-                let lines = self.chunk(row.execution, row.attempt, chunk).await?;
-                let at = usize::try_from(row.first_line - chunk).unwrap_or(usize::MAX);
-                let count = usize::try_from(row.lines).unwrap_or(usize::MAX);
-                let Some(lines) = lines.get(at..at.saturating_add(count)) else {
+                let runs = self.chunk(row.execution, row.attempt, chunk).await?;
+                let before = row.first_line - chunk;
+                if runs.iter().map(Run::count).sum::<u64>() < before + row.lines {
                     let why = format!("the chunk at line {chunk} is too short");
                     return Err(StoreError::Unreadable { what: "a log", why }.into());
-                };
-                push_lines(&row, lines, first, page);
+                }
+                push_lines(&row, &runs, before, skip, page);
             }
         }
         Ok(())
     }
 
-    async fn chunk(&mut self, execution: ExecutionId, attempt: Attempt, at: u64) -> Result<Arc<Vec<Line>>, ChunkError> {
+    async fn chunk(&mut self, execution: ExecutionId, attempt: Attempt, at: u64) -> Result<Arc<Vec<Run>>, ChunkError> {
         let key = (execution, attempt, at);
-        if let Some((_, lines)) = self.chunks.iter().find(|(kept, _)| *kept == key) {
-            return Ok(Arc::clone(lines));
+        if let Some((_, runs)) = self.chunks.iter().find(|(kept, _)| *kept == key) {
+            return Ok(Arc::clone(runs));
         }
-        let lines = Arc::new(self.files.open(self.selection.run, execution, attempt, at).await?);
+        let runs = Arc::new(self.files.open(self.selection.run, execution, attempt, at).await?);
         if self.chunks.len() == CHUNKS_KEPT {
             self.chunks.pop_front();
         }
-        self.chunks.push_back((key, Arc::clone(&lines)));
-        Ok(lines)
+        self.chunks.push_back((key, Arc::clone(&runs)));
+        Ok(runs)
     }
 }
 
-fn push_lines(row: &StoredRow, lines: &[Line], skip: usize, page: &mut Vec<(Place, LogEvent)>) {
-    for (index, line) in lines.iter().enumerate().skip(skip) {
-        let place = Place { change: row.change, taken: index as u64 + 1 };
+/// Puts a row's lines behind its first `skip` ones into the page. `runs` has `before` lines of other rows in front.
+fn push_lines(row: &StoredRow, runs: &[Run], before: u64, skip: u64, page: &mut Vec<(Place, LogEvent)>) {
+    // Runs that lie before it as a whole are not taken apart.
+    let mut over = before + skip;
+    let first = runs.iter().position(|run| match over.checked_sub(run.count()) {
+        Some(less) => {
+            over = less;
+            false
+        }
+        None => true,
+    });
+    let lines = runs.iter().skip(first.unwrap_or(runs.len())).flat_map(Run::lines);
+    let lines = lines.skip(usize::try_from(over).unwrap_or(usize::MAX));
+    let room = PAGE_LINES - page.len().min(PAGE_LINES);
+    let wanted = usize::try_from(row.lines - skip).unwrap_or(usize::MAX).min(room);
+    for (index, line) in (skip..).zip(lines.take(wanted)) {
+        let place = Place { change: row.change, taken: index + 1 };
         let line = LogLine {
-            n: row.first_line + index as u64,
+            n: row.first_line + index,
             step: row.step.clone(),
             attempt: row.attempt,
             stream: line.stream,
             at_ms: line.at_ms,
             ending: line.ending,
-            data: line.data.clone(),
+            data: line.data,
         };
         page.push((place, LogEvent::Line(line)));
     }

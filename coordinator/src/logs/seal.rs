@@ -4,21 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use longshore_protocol::event::Claim;
-use longshore_protocol::output::{Line, Offsets};
+use longshore_protocol::output::{Offsets, Run};
 use longshore_protocol::{Attempt, ExecutionId, RunId};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
 use crate::blobs::Incoming;
-use crate::store::batch::{ChunkRow, decode_lines};
+use crate::store::batch::ChunkRow;
+use crate::store::packed::{Chunk, unpack};
 use crate::store::{Store, StoreError};
 
 /// About the size of a chunk before it is compressed: it is unpacked in some milliseconds, and a
 /// log of 1 GiB has a thousand of them.
 pub const CHUNK_BYTES: u64 = 1024 * 1024;
-
-/// zstd's own default: 1 MiB in about 5 ms, a fifth to a tenth of its size.
-const LEVEL: i32 = 3;
 
 /// Logs sealed at once: each holds its open end in memory, and one of the store's connections while it
 /// reads it. Of a fleet's logs hundreds may be due at the same moment.
@@ -42,7 +40,7 @@ pub struct SealOrder {
 pub struct Sealed {
     /// Offsets behind its last line.
     pub after: Offsets,
-    /// As the rows counted it.
+    /// Of output.
     pub raw_bytes: u64,
 }
 
@@ -89,38 +87,33 @@ impl ChunkFiles {
         let _permit = self.seals.acquire().await.ok();
         let rows = store.open_rows(&order.claim, order.first_line, order.end_line).await?;
         let mut chunks = Vec::new();
-        let (mut data, mut lines) = (Vec::new(), 0);
+        let (mut rows_of_chunk, mut lines, mut raw_bytes) = (Chunk::default(), 0, 0);
         let mut first_line = order.first_line;
         let (mut before, mut after) = (order.before, order.before);
         for row in rows {
-            for line in decode_lines(&row)? {
-                lines += 1;
-                *after.of_mut(line.stream) = line.end();
+            for run in unpack(&row)? {
+                lines += run.count();
+                raw_bytes += run.bytes.len() as u64;
+                *after.of_mut(run.stream) = run.end();
             }
-            // As it was written: nothing is gained by writing it anew.
-            data.extend(row);
-            if data.len() as u64 >= CHUNK_BYTES {
-                let raw_bytes = data.len() as u64;
+            rows_of_chunk.push(&row)?;
+            if raw_bytes >= CHUNK_BYTES {
                 let file = self.file(order.claim.run, order.claim.execution, order.claim.attempt, first_line);
-                let bytes = self.write(&file, std::mem::take(&mut data)).await?;
+                let bytes = self.write(&file, std::mem::take(&mut rows_of_chunk).finish()?).await?;
                 let chunk = ChunkRow { claim: order.claim.clone(), first_line, lines, before, bytes };
                 chunks.push((chunk, Sealed { after, raw_bytes }));
                 first_line += lines;
-                lines = 0;
+                (lines, raw_bytes) = (0, 0);
                 before = after;
             }
         }
         Ok(chunks)
     }
 
-    /// Compresses and writes a file that is on disk, its name included, when this returns its size. It
+    /// Writes a file that is on disk, its name included, when this returns its size. It
     /// has its name when it is whole: a leader that is deposed and does not know it yet may write it again.
-    async fn write(&self, file: &Path, data: Vec<u8>) -> Result<u64, ChunkError> {
-        let packed = tokio::task::spawn_blocking(move || zstd::encode_all(data.as_slice(), LEVEL))
-            .await
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    async fn write(&self, file: &Path, packed: Vec<u8>) -> Result<u64, ChunkError> {
         let written = async {
-            let packed = packed?;
             let (incoming, mut open) = Incoming::create(&self.blob_dir).await?;
             open.write_all(&packed).await?;
             incoming.place(open, file).await?;
@@ -129,19 +122,18 @@ impl ChunkFiles {
         written.await.map_err(|error| ChunkError::Io { file: file.to_owned(), error })
     }
 
-    /// Every line of a chunk.
+    /// All that a chunk holds.
     pub async fn open(
         &self,
         run: RunId,
         execution: ExecutionId,
         attempt: Attempt,
         first_line: u64,
-    ) -> Result<Vec<Line>, ChunkError> {
+    ) -> Result<Vec<Run>, ChunkError> {
         let file = self.file(run, execution, attempt, first_line);
         let unpack = move || {
-            let unpacked = std::fs::File::open(&file).and_then(zstd::decode_all);
-            let unpacked = unpacked.map_err(|error| ChunkError::Io { file, error })?;
-            Ok(decode_lines(&unpacked)?)
+            let packed = std::fs::read(&file).map_err(|error| ChunkError::Io { file, error })?;
+            Ok(unpack(&packed)?)
         };
         // Unpacking takes milliseconds of processor time: not on a thread that others wait for.
         tokio::task::spawn_blocking(unpack).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))

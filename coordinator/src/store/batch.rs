@@ -1,7 +1,7 @@
 //! The one way to write: everything that follows from some inputs, in one transaction (P3).
 
 use longshore_protocol::event::Claim;
-use longshore_protocol::output::{self, Line, Offsets};
+use longshore_protocol::output::Offsets;
 use longshore_protocol::topology::Address;
 use longshore_protocol::{Epoch, RunId, StepName};
 use serde::{Deserialize, Serialize};
@@ -134,11 +134,11 @@ pub struct LogRow {
 /// What a row of a log holds.
 #[derive(Debug)]
 pub enum RowContent {
-    /// Lines as they came, as [`encode_lines`] writes them.
+    /// Lines as they came.
     Lines {
         /// How many.
         lines: u64,
-        /// See [`encode_lines`].
+        /// [Packed](super::packed::pack).
         data: Vec<u8>,
     },
     /// Bytes that never arrived.
@@ -171,27 +171,6 @@ pub struct ChunkRow {
     pub before: Offsets,
     /// Of the file.
     pub bytes: u64,
-}
-
-/// Lines as rows and chunks hold them: one JSON object to a line of text, so that a person can read a chunk with
-/// `zstdcat`; lines that differ only in their bytes share one.
-pub fn encode_lines(lines: &[Line]) -> Vec<u8> {
-    let mut data = Vec::new();
-    for run in output::runs(lines) {
-        serde_json::to_writer(&mut data, &run).expect("a Vec takes every write, a run has string keys");
-        data.push(b'\n');
-    }
-    data
-}
-
-/// The reverse of [`encode_lines`].
-pub fn decode_lines(data: &[u8]) -> Result<Vec<Line>, StoreError> {
-    let mut lines = Vec::new();
-    for text in data.split(|byte| *byte == b'\n').filter(|text| !text.is_empty()) {
-        output::read_run(text, &mut lines)
-            .map_err(|error| StoreError::Unreadable { what: "a log line", why: error.to_string() })?;
-    }
-    Ok(lines)
 }
 
 impl Store {

@@ -1,6 +1,6 @@
 //! What the API reads of logs: rows in the order in which they were stored, across the logs of a run.
 
-use longshore_protocol::output::Line;
+use longshore_protocol::output::Run;
 use longshore_protocol::{Attempt, ExecutionId, RunId, StepName};
 
 use super::{Store, StoreError, count, from_json, from_text, sql};
@@ -40,7 +40,7 @@ pub struct StoredRow {
 #[derive(Debug)]
 pub enum StoredContent {
     /// Its lines.
-    Open(Vec<Line>),
+    Open(Vec<Run>),
     /// Its lines are in the chunk that begins with this line.
     Sealed {
         /// The number of the chunk's first line.
@@ -165,7 +165,7 @@ fn place((change, first_line, lines): (i64, i64, i64)) -> RowPlace {
 fn stored_row(row: RawRow) -> Result<StoredRow, StoreError> {
     let (change, step, execution, attempt, first_line, lines, data, gap, chunk) = row;
     let content = match (data, gap, chunk) {
-        (Some(data), _, _) => StoredContent::Open(super::batch::decode_lines(&data)?),
+        (Some(data), _, _) => StoredContent::Open(super::packed::unpack(&data)?),
         (None, Some(gap), _) => StoredContent::Gap(from_json("a gap", &gap)?),
         (None, None, Some(chunk)) => StoredContent::Sealed { chunk: count(chunk) },
         (None, None, None) => {

@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod epoch;
 pub mod log_rows;
+pub mod packed;
 pub mod recover;
 pub mod runs;
 

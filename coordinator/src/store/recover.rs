@@ -7,7 +7,8 @@ use longshore_protocol::{Attempt, RunId};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 
-use super::batch::{OutboxRow, decode_lines};
+use super::batch::OutboxRow;
+use super::packed::unpack;
 use super::{Store, StoreError, count, from_json, from_text, sql};
 use crate::core::entry::Entry;
 use crate::core::input::Millis;
@@ -132,19 +133,18 @@ impl Store {
         .await?;
         let open_from = chunk.map_or(1, |(first, lines)| count(first + lines));
         let rows = self.open_rows(&claim, open_from, u64::MAX).await?;
-        let mut open_before = stored;
+        let (mut open_before, mut open_bytes) = (stored, 0);
         for data in &rows {
-            for line in decode_lines(data)? {
-                let start = open_before.of_mut(line.stream);
-                *start = (*start).min(line.offset);
+            for run in unpack(data)? {
+                let start = open_before.of_mut(run.stream);
+                *start = (*start).min(run.offset);
+                open_bytes += run.bytes.len() as u64;
             }
         }
-        let open_bytes = rows.iter().map(|data| data.len() as u64).sum();
         Ok(OpenLog { claim, stored, lines, open_from, open_before, open_bytes })
     }
 
-    /// The lines in no chunk from one on and before another, row by row, as [`encode_lines`](super::batch::encode_lines)
-    /// wrote them.
+    /// The lines in no chunk from one on and before another, row by row, [packed](super::packed::pack).
     pub async fn open_rows(&self, claim: &Claim, from: u64, before: u64) -> Result<Vec<Vec<u8>>, StoreError> {
         let rows: Vec<(Vec<u8>,)> = sqlx::query_as(
             "SELECT data FROM log_rows WHERE execution = $1 AND attempt = $2 AND first_line >= $3 \

@@ -20,7 +20,7 @@ use longshore_protocol::broker::{Broker, Consumer, Outgoing};
 use longshore_protocol::control::{Control, ControlMessage};
 use longshore_protocol::event::{Claim, Event, EventMessage, Finished, Hello, Phases, Started};
 use longshore_protocol::job::{Base, Job, Keep};
-use longshore_protocol::output::{Ending, Line, LineData, Offsets, OutputMessage, Stream};
+use longshore_protocol::output::{Ending, Line, LineData, Offsets, OutputMessage, RUN_BYTES_MAX, Run, Stream};
 use longshore_protocol::topology::{Queue, Topology};
 use longshore_protocol::{
     EngineId, Epoch, Fence, Incarnation, Outcome, PoolName, RunId, Shard, SnapshotId, WorkerId, wire,
@@ -326,8 +326,9 @@ impl<B: Broker> ScriptedWorker<B> {
     }
 
     pub async fn output(&self, claim: &Claim, lines: Vec<Line>) {
+        let runs = runs(lines);
         let message =
-            OutputMessage { worker: self.id.clone(), incarnation: self.incarnation, claim: claim.clone(), lines };
+            OutputMessage { worker: self.id.clone(), incarnation: self.incarnation, claim: claim.clone(), runs };
         self.raw(&self.topology.output(SHARD), wire::encode(&message)).await;
     }
 
@@ -362,6 +363,24 @@ impl<B: Broker> ScriptedWorker<B> {
         self.output(&claim(job), lines).await;
         self.finished(job, Outcome::Passed, output).await;
     }
+}
+
+/// As a worker puts them together: whole lines that were read at one time share a run.
+fn runs(lines: Vec<Line>) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for run in lines.into_iter().map(Run::from) {
+        match runs.last_mut() {
+            Some(last)
+                if (last.stream, last.end(), last.ending) == (run.stream, run.offset, Ending::Newline)
+                    && last.bytes.len() + run.bytes.len() <= RUN_BYTES_MAX =>
+            {
+                last.bytes.extend(run.bytes);
+                last.ending = run.ending;
+            }
+            _ => runs.push(run),
+        }
+    }
+    runs
 }
 
 pub fn claim(job: &Job) -> Claim {

@@ -1,83 +1,102 @@
-//! How lines travel and are stored: those that differ only in their bytes share one object.
+//! How output travels and is stored: bytes of one stream that were read at one time, several lines as they stood.
 //!
 //! What a line says besides its bytes takes as much room as the line itself, and a busy step writes hundreds of them in
-//! a millisecond. So `{…, "text": "a"}, {…, "text": "b"}` becomes `{…, "texts": ["a", "b"]}`: each has the stream, the
-//! time and the ending that are said, and begins where the one before it ended.
+//! a millisecond. So nobody between the command's pipe and the reader of a log takes lines apart: they are carried as
+//! they came, and counted by their newlines.
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use schemars::JsonSchema;
-use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::ser::{Error as _, SerializeMap as _, SerializeSeq as _};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Ending, Line, LineData, Stream};
+use super::{Ending, LINE_BYTES_MAX, Line, LineData, Stream};
 
-/// Lines, none or more, as one object: all of `text`, or one of anything else.
-#[derive(Clone, Copy, Debug)]
-pub struct Run<'a>(&'a [Line]);
+/// The most that one run holds: the longest line and its newline, or shorter ones that together are no longer.
+pub const RUN_BYTES_MAX: usize = LINE_BYTES_MAX + 1;
 
-/// Some lines as the fewest runs.
-pub fn runs(lines: &[Line]) -> impl Iterator<Item = Run<'_>> {
-    lines.chunk_by(|before, next| next.continues(before)).map(Run)
+/// Some lines of a stream, one behind the other; at least one.
+///
+/// As JSON its bytes are `text` where they are UTF-8, and `base64` where they are not (P1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Which stream.
+    pub stream: Stream,
+    /// Of its first byte, in the stream.
+    pub offset: u64,
+    /// When the end of each line was read, ms since the Unix epoch, by the worker's clock.
+    pub at_ms: u64,
+    /// How its last line ended. The others ended in a newline.
+    ///
+    /// INVARIANT: it is [`Ending::Newline`] if, and only if, the last byte is one.
+    pub ending: Ending,
+    /// The stream's own bytes, newlines included. INVARIANT: not empty.
+    pub bytes: Vec<u8>,
 }
 
-/// Reads a run back, behind the lines that are in `lines`.
-pub fn read_run(json: &[u8], lines: &mut Vec<Line>) -> Result<(), serde_json::Error> {
-    let mut json = serde_json::Deserializer::from_slice(json);
-    Into(lines).deserialize(&mut json)?;
-    json.end()
-}
+impl Run {
+    /// The offset behind its last byte.
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.bytes.len() as u64)
+    }
 
-impl Line {
-    /// Whether it can share an object with the line before it.
-    pub fn continues(&self, before: &Self) -> bool {
-        // What may be text is looked at last, because that takes longest.
-        (self.stream, self.at_ms, self.ending) == (before.stream, before.at_ms, before.ending)
-            && self.offset == before.end()
-            && is_text(before)
-            && is_text(self)
+    /// How many lines it holds.
+    pub fn count(&self) -> u64 {
+        let newlines = memchr::memchr_iter(b'\n', &self.bytes).count() as u64;
+        newlines + u64::from(self.ending != Ending::Newline)
+    }
+
+    /// Its lines, each on its own.
+    pub fn lines(&self) -> impl Iterator<Item = Line> + '_ {
+        let mut offset = self.offset;
+        self.bytes.split_inclusive(|byte| *byte == b'\n').map(move |bytes| {
+            let (data, ending) = match bytes {
+                [data @ .., b'\n'] => (data, Ending::Newline),
+                data => (data, self.ending),
+            };
+            let line = Line { stream: self.stream, offset, at_ms: self.at_ms, ending, data: LineData(data.to_vec()) };
+            offset = line.end();
+            line
+        })
+    }
+
+    /// What of it lies behind an offset that is within it or behind it.
+    pub fn behind(mut self, offset: u64) -> Option<Self> {
+        if self.end() <= offset {
+            return None;
+        }
+        let known = usize::try_from(offset.saturating_sub(self.offset)).unwrap_or(usize::MAX);
+        self.bytes.drain(..known.min(self.bytes.len()));
+        self.offset = self.offset.max(offset);
+        Some(self)
     }
 }
 
-fn is_text(line: &Line) -> bool {
-    std::str::from_utf8(&line.data.0).is_ok()
+impl From<Line> for Run {
+    fn from(line: Line) -> Self {
+        let Line { stream, offset, at_ms, ending, data: LineData(mut bytes) } = line;
+        bytes.extend((ending == Ending::Newline).then_some(b'\n'));
+        Self { stream, offset, at_ms, ending, bytes }
+    }
 }
 
-impl Serialize for Run<'_> {
+impl Serialize for Run {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Some(first) = self.0.first() else { return serializer.serialize_map(Some(0))?.end() };
         let mut map = serializer.serialize_map(Some(5))?;
-        map.serialize_entry("stream", &first.stream)?;
-        map.serialize_entry("offset", &first.offset)?;
-        map.serialize_entry("at_ms", &first.at_ms)?;
-        map.serialize_entry("ending", &first.ending)?;
-        match (self.0, std::str::from_utf8(&first.data.0)) {
-            ([_], Ok(text)) => map.serialize_entry("text", text)?,
-            ([_], Err(_)) => map.serialize_entry("base64", &BASE64.encode(&first.data.0))?,
-            (lines, _) => map.serialize_entry("texts", &Texts(lines))?,
+        map.serialize_entry("stream", &self.stream)?;
+        map.serialize_entry("offset", &self.offset)?;
+        map.serialize_entry("at_ms", &self.at_ms)?;
+        map.serialize_entry("ending", &self.ending)?;
+        match std::str::from_utf8(&self.bytes) {
+            Ok(text) => map.serialize_entry("text", text)?,
+            Err(_) => map.serialize_entry("base64", &BASE64.encode(&self.bytes))?,
         }
         map.end()
     }
 }
-
-struct Texts<'a>(&'a [Line]);
-
-impl Serialize for Texts<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut texts = serializer.serialize_seq(Some(self.0.len()))?;
-        for line in self.0 {
-            // INVARIANT: a run of several lines holds text only.
-            texts.serialize_element(std::str::from_utf8(&line.data.0).map_err(S::Error::custom)?)?;
-        }
-        texts.end()
-    }
-}
-
-/// Appends what a run holds.
-struct Into<'a>(&'a mut Vec<Line>);
 
 #[derive(Deserialize)]
 #[serde(field_identifier, rename_all = "snake_case")]
@@ -87,95 +106,57 @@ enum Field {
     AtMs,
     Ending,
     Text,
-    Texts,
     Base64,
     /// P1
     #[serde(other)]
     Unknown,
 }
 
-enum Data {
-    One(Vec<u8>),
-    Several(Vec<String>),
-}
-
-impl<'de> DeserializeSeed<'de> for Into<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
+impl<'de> Deserialize<'de> for Run {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(RunVisitor)
     }
 }
 
-impl<'de> Visitor<'de> for Into<'_> {
-    type Value = ();
+struct RunVisitor;
+
+impl<'de> Visitor<'de> for RunVisitor {
+    type Value = Run;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("some lines of output")
     }
 
     /// By hand: serde reads a flattened form into a tree of values first, which takes longer than all the rest.
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let (mut stream, mut offset, mut at_ms, mut ending, mut data) = (None, None, None, None, None);
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Run, A::Error> {
+        let (mut stream, mut offset, mut at_ms, mut ending, mut bytes) = (None, None, None, None, None);
         while let Some(field) = map.next_key()? {
             match field {
-                Field::Stream => stream = Some(map.next_value::<Stream>()?),
-                Field::Offset => offset = Some(map.next_value::<u64>()?),
-                Field::AtMs => at_ms = Some(map.next_value::<u64>()?),
-                Field::Ending => ending = Some(map.next_value::<Ending>()?),
-                Field::Text => data = Some(Data::One(map.next_value::<String>()?.into_bytes())),
-                Field::Texts => data = Some(Data::Several(map.next_value()?)),
+                Field::Stream => stream = Some(map.next_value()?),
+                Field::Offset => offset = Some(map.next_value()?),
+                Field::AtMs => at_ms = Some(map.next_value()?),
+                Field::Ending => ending = Some(map.next_value()?),
+                Field::Text => bytes = Some(map.next_value::<String>()?.into_bytes()),
                 Field::Base64 => {
-                    let text: String = map.next_value()?;
-                    data = Some(Data::One(BASE64.decode(text).map_err(A::Error::custom)?));
+                    bytes = Some(BASE64.decode(map.next_value::<String>()?).map_err(A::Error::custom)?);
                 }
                 Field::Unknown => drop(map.next_value::<IgnoredAny>()?),
             }
         }
-        let stream = stream.ok_or_else(|| A::Error::missing_field("stream"))?;
-        let mut offset = offset.ok_or_else(|| A::Error::missing_field("offset"))?;
-        let at_ms = at_ms.ok_or_else(|| A::Error::missing_field("at_ms"))?;
-        let ending = ending.ok_or_else(|| A::Error::missing_field("ending"))?;
-        let mut push = |data: Vec<u8>| {
-            let bytes = data.len() as u64 + u64::from(ending == Ending::Newline);
-            self.0.push(Line { stream, offset, at_ms, ending, data: LineData(data) });
-            // No stream is so long: a sender that says so is no reason to end.
-            offset = offset.saturating_add(bytes);
+        let run = Run {
+            stream: stream.ok_or_else(|| A::Error::missing_field("stream"))?,
+            offset: offset.ok_or_else(|| A::Error::missing_field("offset"))?,
+            at_ms: at_ms.ok_or_else(|| A::Error::missing_field("at_ms"))?,
+            ending: ending.ok_or_else(|| A::Error::missing_field("ending"))?,
+            bytes: bytes.ok_or_else(|| A::Error::missing_field("text"))?,
         };
-        match data.ok_or_else(|| A::Error::missing_field("text"))? {
-            Data::One(data) => push(data),
-            Data::Several(texts) => texts.into_iter().map(String::into_bytes).for_each(push),
-        }
-        Ok(())
-    }
-}
-
-/// For serde's `with`: lines as an array of runs.
-pub(super) mod lines {
-    use super::{Deserializer, Into, Line, SeqAccess, Serializer, Visitor, fmt, runs};
-
-    pub(in crate::output) fn serialize<S: Serializer>(lines: &[Line], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(runs(lines))
-    }
-
-    pub(in crate::output) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Line>, D::Error> {
-        struct Runs;
-
-        impl<'de> Visitor<'de> for Runs {
-            type Value = Vec<Line>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("lines of output")
+        match run.bytes.last() {
+            None => Err(A::Error::custom("a run without a byte")),
+            Some(last) if (*last == b'\n') != (run.ending == Ending::Newline) => {
+                Err(A::Error::custom("the last byte is a newline if, and only if, that is how the run ended"))
             }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut runs: A) -> Result<Vec<Line>, A::Error> {
-                let mut lines = Vec::new();
-                while runs.next_element_seed(Into(&mut lines))?.is_some() {}
-                Ok(lines)
-            }
+            Some(_) => Ok(run),
         }
-
-        deserializer.deserialize_seq(Runs)
     }
 }
 
@@ -188,84 +169,81 @@ pub(super) struct RunForm {
     stream: Stream,
     /// Of the first byte, in the stream.
     offset: u64,
-    /// When the end of each was read, ms since the Unix epoch, by the worker's clock.
+    /// When the end of each line was read, ms since the Unix epoch, by the worker's clock.
     at_ms: u64,
-    /// How each ended.
+    /// How the last line ended; the others ended in a newline. `newline` if, and only if, the last byte is one.
     ending: Ending,
+    /// The stream's own bytes, newlines included; at least one.
     #[serde(flatten)]
-    data: RunDataForm,
-}
-
-/// The bytes of a run without the newlines.
-#[derive(JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(dead_code)] // what is written and read is above
-enum RunDataForm {
-    /// Of one line, where they are UTF-8.
-    Text(String),
-    /// Of several lines, one behind the other.
-    Texts(Vec<String>),
-    /// Of one line in base64, where they are not UTF-8.
-    Base64(String),
+    data: super::LineDataForm,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn line(offset: u64, data: &[u8], ending: Ending) -> Line {
-        Line { stream: Stream::Stdout, offset, at_ms: 1, ending, data: LineData(data.to_vec()) }
-    }
-
-    fn json(lines: &[Line]) -> Vec<String> {
-        runs(lines).map(|run| serde_json::to_string(&run).unwrap()).collect()
-    }
-
-    fn read(json: &[String]) -> Vec<Line> {
-        let mut lines = Vec::new();
-        for run in json {
-            read_run(run.as_bytes(), &mut lines).unwrap();
-        }
-        lines
+    fn run(offset: u64, bytes: &[u8], ending: Ending) -> Run {
+        Run { stream: Stream::Stderr, offset, at_ms: 1, ending, bytes: bytes.to_vec() }
     }
 
     #[test]
-    fn p14_lines_come_back_as_they_were_however_they_were_put_together() {
-        let newline = Ending::Newline;
-        let others = |change: fn(&mut Line)| {
-            let mut lines = vec![line(0, b"one", newline), line(4, b"", newline)];
-            change(&mut lines[1]);
-            lines
-        };
-        let alone = [
-            others(|line| line.stream = Stream::Stderr),
-            others(|line| line.at_ms = 2),
-            others(|line| line.offset = 5),
-            others(|line| line.ending = Ending::Eof),
-            others(|line| line.data.0 = b"\xff".to_vec()),
-        ];
-        for lines in alone {
-            assert_eq!(json(&lines).len(), 2, "{lines:?}");
-            assert_eq!(read(&json(&lines)), lines);
+    fn p1_bytes_come_back_as_they_were() {
+        for bytes in
+            [&b"\n"[..], b"a\n\nb\n", "\u{2603}\"\\\n".as_bytes(), b"\xff\xfe\n", b"half \xe2\n", b"\0\r\x1b\n"]
+        {
+            let run = run(7, bytes, Ending::Newline);
+            let json = serde_json::to_string(&run).unwrap();
+            assert_eq!(serde_json::from_str::<Run>(&json).unwrap(), run, "{json}");
         }
-        let together = [line(0, b"one", newline), line(4, b"", newline), line(5, "\u{2603}\"".as_bytes(), newline)];
-        assert_eq!(json(&together).len(), 1);
-        assert_eq!(read(&json(&together)), together);
-        let pieces = [line(7, b"one", Ending::Split), line(10, b"two", Ending::Split)];
-        assert_eq!(json(&pieces).len(), 1);
-        assert_eq!(read(&json(&pieces)), pieces);
+        assert!(serde_json::to_string(&run(0, b"\xff", Ending::Eof)).unwrap().contains("base64"));
     }
 
     #[test]
     fn p1_a_run_is_read_in_any_order_and_refused_without_one_of_its_fields() {
-        let whole = [line(3, b"a", Ending::Newline), line(5, b"b", Ending::Newline)];
-        let text = r#"{"texts":["a","b"],"later":{"x":[1]},"ending":"newline","at_ms":1,"offset":3,"stream":"stdout"}"#;
-        assert_eq!(read(&[text.to_owned()]), whole);
-        for field in ["stream", "offset", "at_ms", "ending", "texts"] {
+        let whole = run(3, b"a\nb\n", Ending::Newline);
+        let text = r#"{"text":"a\nb\n","later":{"x":[1]},"ending":"newline","at_ms":1,"offset":3,"stream":"stderr"}"#;
+        assert_eq!(serde_json::from_str::<Run>(text).unwrap(), whole);
+        for field in ["stream", "offset", "at_ms", "ending", "text"] {
             let less = text.replace(&format!("\"{field}\""), "\"other\"");
-            assert!(read_run(less.as_bytes(), &mut Vec::new()).is_err(), "{less}");
+            assert!(serde_json::from_str::<Run>(&less).is_err(), "{less}");
         }
-        let far = text.replace(":3,", &format!(":{},", u64::MAX));
-        assert!(read_run(far.as_bytes(), &mut Vec::new()).is_ok(), "nobody is ended by an offset");
+        for wrong in [text.replace("b\\n", "b"), text.replace("newline", "eof"), text.replace("a\\nb\\n", "")] {
+            assert!(serde_json::from_str::<Run>(&wrong).is_err(), "{wrong}");
+        }
+        let far = serde_json::from_str::<Run>(&text.replace(":3,", &format!(":{},", u64::MAX))).unwrap();
+        assert_eq!(far.end(), u64::MAX, "nobody is ended by an offset");
+    }
+
+    #[test]
+    fn p14_lines_are_the_runs_bytes_again() {
+        for (bytes, ending, count) in [
+            (&b"\n"[..], Ending::Newline, 1),
+            (b"a\n\nb\n", Ending::Newline, 3),
+            (b"a\nb", Ending::Eof, 2),
+            (b"x", Ending::Split, 1),
+        ] {
+            let run = run(10, bytes, ending);
+            let lines: Vec<Line> = run.lines().collect();
+            assert_eq!((lines.len() as u64, run.count()), (count, count));
+            assert_eq!(lines.last().unwrap().ending, ending);
+            let mut end = run.offset;
+            let mut again = Vec::new();
+            for line in lines {
+                assert_eq!(line.offset, end);
+                end = line.end();
+                again.extend(Run::from(line).bytes);
+            }
+            assert_eq!((again.as_slice(), end), (bytes, run.end()));
+        }
+    }
+
+    #[test]
+    fn p14_what_is_known_is_cut_off() {
+        let whole = run(10, b"ab\ncd\n", Ending::Newline);
+        assert_eq!(whole.clone().behind(4), Some(whole.clone()));
+        assert_eq!(whole.clone().behind(10), Some(whole.clone()));
+        assert_eq!(whole.clone().behind(11), Some(run(11, b"b\ncd\n", Ending::Newline)));
+        assert_eq!(whole.clone().behind(15), Some(run(15, b"\n", Ending::Newline)));
+        assert_eq!(whole.behind(16), None);
     }
 }

@@ -105,7 +105,7 @@ impl Row for Output {
     }
 
     fn settings(&self) -> String {
-        "the same program, lines of 100 to 700 bytes, from the start of the docker program to its end".to_owned()
+        "the same program, lines of 100 bytes, from the start of the docker program to its end".to_owned()
     }
 
     fn account(&self) -> String {

@@ -1,22 +1,23 @@
-//! One attempt's output on disk (P16): lines, each in a frame of its own, appended and never changed.
+//! One attempt's output on disk (P16): runs of lines, each in a frame of its own, appended and never changed.
 //!
 //! A frame is `length u32, check u32, payload`, little-endian; the payload is `kind u8, ending u8, offset u64,
-//! at_ms u64, data`. A frame that a crash tore is known by its check and cut off. A kind says the stream, and whether the line is the command's or our own; two more count what was
-//! left out (P15), so that a restarted worker knows how far the *command's* output was read.
+//! at_ms u64, bytes`. A frame that a crash tore is known by its check and cut off. A kind says the stream, and whether
+//! the run is the command's or our own; two more count what was left out (P15), so that a restarted worker knows how far
+//! the *command's* output was read.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use longshore_protocol::output::{Ending, LINE_BYTES_MAX, Line, LineData, Offsets, Stream};
+use longshore_protocol::output::{Ending, Offsets, RUN_BYTES_MAX, Run, Stream};
 
 /// Below the state directory.
 pub(crate) const DIR: &str = "spool";
 
 const HEADER_BYTES: usize = 8;
 const META_BYTES: usize = 18;
-const FRAME_BYTES_MAX: usize = HEADER_BYTES + META_BYTES + LINE_BYTES_MAX;
+const FRAME_BYTES_MAX: usize = HEADER_BYTES + META_BYTES + RUN_BYTES_MAX;
 
 /// How much is read at once: some messages' worth, and more than the largest frame, so that every read advances.
 pub(crate) const READ_BYTES: usize = 512 * 1024;
@@ -24,12 +25,12 @@ const _: () = assert!(READ_BYTES > FRAME_BYTES_MAX);
 
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
-/// A line of our own, on standard error.
+/// Of our own, on standard error.
 const NOTE: u8 = 3;
 const STDOUT_MISSING: u8 = 4;
 const STDERR_MISSING: u8 = 5;
 
-/// Whose words a line is.
+/// Whose words a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Words {
     Commands,
@@ -37,19 +38,19 @@ pub(crate) enum Words {
     Ours,
 }
 
-/// Appends a line's frame to `out`.
-pub(crate) fn encode(line: &Line, words: Words, out: &mut Vec<u8>) {
-    let kind = match (words, line.stream) {
+/// Appends a run's frame to `out`.
+pub(crate) fn encode(run: &Run, words: Words, out: &mut Vec<u8>) {
+    let kind = match (words, run.stream) {
         (Words::Commands, Stream::Stdout) => STDOUT,
         (Words::Commands, Stream::Stderr) => STDERR,
         (Words::Ours, _) => NOTE,
     };
-    let ending = match line.ending {
+    let ending = match run.ending {
         Ending::Newline => 1,
         Ending::Split => 2,
         Ending::Eof => 3,
     };
-    frame(kind, ending, line.offset, line.at_ms, &line.data.0, out);
+    frame(kind, ending, run.offset, run.at_ms, &run.bytes, out);
 }
 
 /// Appends how many bytes of a stream were left out so far.
@@ -68,17 +69,17 @@ fn frame(kind: u8, ending: u8, offset: u64, at_ms: u64, data: &[u8], out: &mut V
     out.extend_from_slice(&offset.to_le_bytes());
     out.extend_from_slice(&at_ms.to_le_bytes());
     out.extend_from_slice(data);
-    let length = u32::try_from(out.len() - start - HEADER_BYTES).expect("INVARIANT: a line has LINE_BYTES_MAX at most");
+    let length = u32::try_from(out.len() - start - HEADER_BYTES).expect("INVARIANT: a run has RUN_BYTES_MAX at most");
     let check = check(&out[start + HEADER_BYTES..]);
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
     out[start + 4..start + HEADER_BYTES].copy_from_slice(&check);
 }
 
-/// Lines that were read, and where the next one starts.
+/// Runs that were read, and where the next one starts.
 #[derive(Debug, Default)]
 pub(crate) struct Chunk {
     /// In order.
-    pub(crate) lines: Vec<Line>,
+    pub(crate) runs: Vec<Run>,
     /// How many bytes of them are our own words.
     noted: u64,
     /// The last counts of what was left out.
@@ -112,9 +113,9 @@ pub(crate) fn read(file: &File, from: u64, to: u64) -> io::Result<Chunk> {
             Decoded::Short => break,
         };
         match what {
-            What::Line(line, words) => {
-                chunk.noted += if words == Words::Ours { line.end() - line.offset } else { 0 };
-                chunk.lines.push(line);
+            What::Run(run, words) => {
+                chunk.noted += if words == Words::Ours { run.bytes.len() as u64 } else { 0 };
+                chunk.runs.push(run);
             }
             What::Missing(stream, bytes) => *chunk.missing.of_mut(stream) = bytes,
         }
@@ -126,8 +127,8 @@ pub(crate) fn read(file: &File, from: u64, to: u64) -> io::Result<Chunk> {
     Ok(chunk)
 }
 
-/// What a crash tears is not made to deceive, so this is no cryptographic hash, which for lines of a hundred bytes was the
-/// largest part of a worker's work on output. Each word of eight bytes goes in by a step that can be undone, so two
+/// What a crash tears is not made to deceive, so this is no cryptographic hash, which was the largest part of a worker's
+/// work on output. Each word of eight bytes goes in by a step that can be undone, so two
 /// payloads of one length that differ in one word never come to the same 64 bits.
 fn check(payload: &[u8]) -> [u8; 4] {
     // Odd, with its bits well spread: the golden ratio's.
@@ -149,7 +150,7 @@ enum Decoded {
 }
 
 enum What {
-    Line(Line, Words),
+    Run(Run, Words),
     Missing(Stream, u64),
 }
 
@@ -157,7 +158,7 @@ fn decode(bytes: &[u8]) -> Decoded {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Decoded::Short };
     let [a, b, c, d, expected @ ..] = *header;
     let Ok(length) = usize::try_from(u32::from_le_bytes([a, b, c, d])) else { return Decoded::Torn };
-    if !(META_BYTES..=META_BYTES + LINE_BYTES_MAX).contains(&length) {
+    if !(META_BYTES..=META_BYTES + RUN_BYTES_MAX).contains(&length) {
         return Decoded::Torn;
     }
     let Some(payload) = rest.get(..length) else { return Decoded::Short };
@@ -184,8 +185,8 @@ fn decode(bytes: &[u8]) -> Decoded {
         3 => Ending::Eof,
         _ => return Decoded::Torn,
     };
-    let data = LineData(payload[META_BYTES..].to_vec());
-    framed(What::Line(Line { stream, offset: number(2), at_ms: number(10), ending, data }, words))
+    let bytes = payload[META_BYTES..].to_vec();
+    framed(What::Run(Run { stream, offset: number(2), at_ms: number(10), ending, bytes }, words))
 }
 
 /// What a spool holds.
@@ -216,8 +217,8 @@ pub(crate) fn recover(path: &Path) -> io::Result<Recovered> {
     let mut found = Recovered::default();
     while found.bytes < length {
         let chunk = read(&file, found.bytes, length)?;
-        for line in &chunk.lines {
-            *found.offsets.of_mut(line.stream) = line.end();
+        for run in &chunk.runs {
+            *found.offsets.of_mut(run.stream) = run.end();
         }
         found.noted += chunk.noted;
         for stream in [Stream::Stdout, Stream::Stderr] {
@@ -238,15 +239,14 @@ pub(crate) fn recover(path: &Path) -> io::Result<Recovered> {
 mod tests {
     use super::*;
 
-    fn line(offset: u64, data: &[u8]) -> Line {
-        let data = LineData(data.to_vec());
-        Line { stream: Stream::Stdout, offset, at_ms: 9, ending: Ending::Newline, data }
+    fn run(offset: u64, bytes: &[u8]) -> Run {
+        Run { stream: Stream::Stdout, offset, at_ms: 9, ending: Ending::Newline, bytes: bytes.to_vec() }
     }
 
-    fn spool(lines: &[Line]) -> Vec<u8> {
+    fn spool(runs: &[Run]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for line in lines {
-            encode(line, Words::Commands, &mut bytes);
+        for run in runs {
+            encode(run, Words::Commands, &mut bytes);
         }
         bytes
     }
@@ -255,17 +255,17 @@ mod tests {
     fn p16_a_tail_torn_anywhere_is_cut_and_the_rest_is_whole() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
-        let lines = [line(0, b"one"), line(4, b"\xff\0"), line(7, b"three")];
-        let bytes = spool(&lines);
-        let ends: Vec<usize> = (0..=3).map(|n| spool(&lines[..n]).len()).collect();
+        let runs = [run(0, b"one\n"), run(4, b"\xff\0\n"), run(7, b"thr\nee\n")];
+        let bytes = spool(&runs);
+        let ends: Vec<usize> = (0..=3).map(|n| spool(&runs[..n]).len()).collect();
         for cut in 0..=bytes.len() {
             std::fs::write(&path, &bytes[..cut]).unwrap();
             let whole = ends.iter().rposition(|end| *end <= cut).unwrap();
             let Recovered { bytes: length, offsets, .. } = recover(&path).unwrap();
             assert_eq!(length, ends[whole] as u64, "cut at {cut}");
-            assert_eq!(offsets.stdout, lines[..whole].last().map_or(0, Line::end));
+            assert_eq!(offsets.stdout, runs[..whole].last().map_or(0, Run::end));
             let chunk = read(&File::open(&path).unwrap(), 0, length).unwrap();
-            assert_eq!(chunk.lines, lines[..whole]);
+            assert_eq!(chunk.runs, runs[..whole]);
         }
     }
 
@@ -273,10 +273,10 @@ mod tests {
     fn p16_a_changed_byte_is_not_taken_for_output() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
-        let lines = [line(0, b"one"), line(4, b"two")];
-        let second = spool(&lines[..1]).len();
-        for at in second..spool(&lines).len() {
-            let mut bytes = spool(&lines);
+        let runs = [run(0, b"one\n"), run(4, b"two\n")];
+        let second = spool(&runs[..1]).len();
+        for at in second..spool(&runs).len() {
+            let mut bytes = spool(&runs);
             bytes[at] ^= 0x40;
             std::fs::write(&path, &bytes).unwrap();
             assert_eq!(recover(&path).unwrap().bytes, second as u64, "byte {at}");
@@ -287,27 +287,27 @@ mod tests {
     fn p16_what_was_read_of_the_command_is_known_again_also_behind_our_words_and_what_was_left_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
-        let mut bytes = spool(&[line(0, b"out")]);
-        let stderr = |offset, data: &[u8]| Line { stream: Stream::Stderr, ..line(offset, data) };
-        encode(&stderr(0, b"err"), Words::Commands, &mut bytes);
+        let mut bytes = spool(&[run(0, b"out\n")]);
+        let stderr = |offset, bytes: &[u8]| Run { stream: Stream::Stderr, ..run(offset, bytes) };
+        encode(&stderr(0, b"err\n"), Words::Commands, &mut bytes);
         encode_missing(Stream::Stdout, 100, &mut bytes);
-        encode(&stderr(4, b"ours"), Words::Ours, &mut bytes);
+        encode(&stderr(4, b"ours\n"), Words::Ours, &mut bytes);
         encode_missing(Stream::Stdout, 250, &mut bytes);
         std::fs::write(&path, &bytes).unwrap();
         let found = recover(&path).unwrap();
         assert_eq!(found.offsets, Offsets { stdout: 4, stderr: 9 });
         assert_eq!(found.read(), Offsets { stdout: 254, stderr: 4 });
         let chunk = read(&File::open(&path).unwrap(), 0, found.bytes).unwrap();
-        assert_eq!((chunk.lines.len(), chunk.next, chunk.torn), (3, found.bytes, false));
+        assert_eq!((chunk.runs.len(), chunk.next, chunk.torn), (3, found.bytes, false));
     }
 
     #[test]
     fn p14_a_long_spool_is_read_in_pieces() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
-        let lines: Vec<Line> =
-            (0..40).map(|n| line(n * (LINE_BYTES_MAX as u64 + 1), &vec![b'x'; LINE_BYTES_MAX])).collect();
-        let bytes = spool(&lines);
+        let long = [vec![b'x'; RUN_BYTES_MAX - 1], vec![b'\n']].concat();
+        let runs: Vec<Run> = (0..40).map(|n| run(n * RUN_BYTES_MAX as u64, &long)).collect();
+        let bytes = spool(&runs);
         std::fs::write(&path, &bytes).unwrap();
         let file = File::open(&path).unwrap();
         let (mut position, mut seen) = (0, Vec::new());
@@ -315,9 +315,9 @@ mod tests {
             let chunk = read(&file, position, bytes.len() as u64).unwrap();
             assert!(!chunk.torn && chunk.next > position);
             position = chunk.next;
-            seen.extend(chunk.lines);
+            seen.extend(chunk.runs);
         }
-        assert_eq!(seen, lines);
-        assert_eq!(recover(&path).unwrap().offsets.stdout, 40 * (LINE_BYTES_MAX as u64 + 1));
+        assert_eq!(seen, runs);
+        assert_eq!(recover(&path).unwrap().offsets.stdout, 40 * RUN_BYTES_MAX as u64);
     }
 }

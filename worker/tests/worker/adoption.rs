@@ -105,15 +105,16 @@ async fn p16_output_is_complete_however_often_the_worker_is_killed() {
     let mut text = Vec::new();
     while text.len() < usize::try_from(finished.output.stdout).unwrap() {
         let message = fleet.output().await;
-        for line in message.lines.into_iter().filter(|_| message.incarnation == worker.incarnation) {
-            assert_eq!(line.offset, text.len() as u64, "P14: contiguous");
-            text.extend([&line.data.0[..], b"\n"].concat());
+        for run in message.runs.into_iter().filter(|_| message.incarnation == worker.incarnation) {
+            assert_eq!(run.offset, text.len() as u64, "P14: contiguous");
+            text.extend(run.bytes);
         }
     }
     let whole: String = (1..=400_000).map(|n| n.to_string() + "\n").collect();
     assert!(text == whole.as_bytes(), "{} of {} bytes", text.len(), whole.len());
     worker.stop().await;
 }
+
 #[tokio::test]
 async fn p10_an_adopted_step_takes_a_slot_and_can_be_cancelled() {
     let mut fleet = Fleet::new().await;

@@ -10,7 +10,7 @@ use longshore_protocol::control::{Control, ControlMessage};
 use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello};
 use longshore_protocol::heartbeat::{Heartbeat, HeartbeatMessage};
 use longshore_protocol::job::{Base, Command, Job, Keep, Network, Resources, StepSpec};
-use longshore_protocol::output::{Ending, Offsets, OutputMessage, Stream};
+use longshore_protocol::output::{Offsets, OutputMessage, Stream};
 use longshore_protocol::topology::{Queue, Topology};
 use longshore_protocol::{
     Attempt, Epoch, ExecutionId, Fence, Incarnation, PoolName, RunId, Shard, StepName, WorkerId, wire,
@@ -307,18 +307,15 @@ impl Fleet {
         while log.end != to {
             let message = self.output().await;
             assert_eq!(message.claim, *claim);
-            for line in message.lines {
-                let (end, bytes) = (line.end(), log.bytes.entry(line.stream).or_default());
-                let known = log.end.of_mut(line.stream);
+            for run in message.runs {
+                let (end, bytes) = (run.end(), log.bytes.entry(run.stream).or_default());
+                let known = log.end.of_mut(run.stream);
                 if end <= *known {
                     continue;
                 }
-                assert_eq!(line.offset, *known, "P14: contiguous per stream");
+                assert_eq!(run.offset, *known, "P14: contiguous per stream");
                 *known = end;
-                bytes.extend(&line.data.0);
-                if line.ending == Ending::Newline {
-                    bytes.push(b'\n');
-                }
+                bytes.extend(&run.bytes);
             }
         }
         log
