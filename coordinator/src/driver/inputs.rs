@@ -24,10 +24,10 @@ pub(super) const INTERNALS: usize = 256;
 /// in a fleet of a thousand workers. They are small.
 const PREFETCH: u16 = 256;
 
-/// Unacknowledged output messages, of 128 KiB each: 3 MiB. A transaction of so much takes some 30 ms, most of which is
-/// its bytes. While it runs they are in memory as lines, as rows and in the database's own hands, and as many again have
+/// Unacknowledged output messages, of 256 KiB each: 3 MiB. A transaction of so much takes some 30 ms, most of which is
+/// its bytes. While it runs they are in memory as runs, as rows and in the database's own hands, and as many again have
 /// arrived: with 8 MiB a coordinator on a busy disk came to 88 MiB.
-const PREFETCH_OUTPUT: u16 = 24;
+const PREFETCH_OUTPUT: u16 = 12;
 
 /// What a client asks for. The answer comes when it is committed; without one, the reign has ended.
 #[derive(Debug)]
