@@ -54,6 +54,14 @@ pub enum Control {
         /// What the coordinator has, contiguous from 0.
         stored: Offsets,
     },
+    /// So much of its output is stored for good (P15): the worker sends on, and needs its spool from there on only. Told
+    /// at least once for every [`STORED_EVERY_BYTES`](crate::output::STORED_EVERY_BYTES), and to each incarnation.
+    Stored {
+        /// Which attempt.
+        claim: Claim,
+        /// What the coordinator has, contiguous from 0.
+        stored: Offsets,
+    },
     /// Nobody goes on with what the worker's own attempt left live: a container still parked for it is removed, with
     /// what was committed of it under the attempt's own name. One that a child has taken is the child's (P19).
     Release {

@@ -23,6 +23,14 @@ pub const LINE_BYTES_MAX: usize = 64 * 1024;
 /// ones no faster; but each costs its sender and its reader some wake-ups, which of 64 KiB were half of their work.
 pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
+/// How much of an attempt's output may be on its way beyond what the coordinator said to be stored (P15): a step that
+/// prints as fast as it can must not fill the broker.
+pub const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+
+/// After how much the coordinator says it again: a quarter of the window, so that whoever writes at the speed of the
+/// store never waits.
+pub const STORED_EVERY_BYTES: u64 = WINDOW_BYTES / 4;
+
 /// Some output of one attempt, in the order in which it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutputMessage {

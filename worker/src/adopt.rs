@@ -10,11 +10,11 @@ use longshore_protocol::broker::Broker;
 use longshore_protocol::event::{Event, Finished, Phase};
 use longshore_protocol::output::Offsets;
 
-use crate::attempts::{Handle, StopReason};
+use crate::attempts::{Handle, Spooled, StopReason};
 use crate::blocking::blocking;
 use crate::context::Context;
 use crate::disk::records::{AttemptKey, Entry, Open, Parked, Records};
-use crate::disk::spool::{self, Recovered};
+use crate::disk::spool::{self, Place};
 use crate::engine::{Adopted, ContainerName, Engine, EngineError};
 use crate::job::{Entrance, carry_out};
 use crate::metrics::{ADOPTED, SPOOL_BYTES};
@@ -23,18 +23,18 @@ use crate::{parked, pump, tidy};
 /// What was taken over, before anybody is told.
 pub(crate) struct Left {
     finished: Vec<(Finished, Handle)>,
-    open: Vec<(Open, Handle, Entrance, Recovered)>,
+    open: Vec<(Open, Handle, Entrance, Place)>,
 }
 
 /// Takes everything over: it is in the tables when this returns, and nothing of it goes on yet.
 pub(crate) async fn take_over<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, records: &Records) -> Left {
     let mut left = Left { finished: Vec::new(), open: Vec::new() };
     for finished in records.over() {
-        let found = recover(context, AttemptKey::of(&finished.claim)).await;
+        let (found, spooled) = recover(context, AttemptKey::of(&finished.claim)).await;
         if finished.output != found.offsets {
             tracing::warn!(?found, expected = ?finished.output, "a spool is shorter than its output was");
         }
-        left.finished.push((finished.clone(), context.attempts.adopt_finished(finished, found.bytes)));
+        left.finished.push((finished.clone(), context.attempts.adopt_finished(finished, spooled)));
     }
     let parking = records.parked().map(|parked| park(context, parked));
     let opening = records.open().map(|open| enter(context, open));
@@ -70,10 +70,10 @@ pub(crate) async fn go_on<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, le
 }
 
 /// Where an attempt goes on.
-async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (Open, Handle, Entrance, Recovered) {
+async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (Open, Handle, Entrance, Place) {
     let record = open.record();
     let key = AttemptKey::of(&record.claim);
-    let found = recover(context, key).await;
+    let (found, spooled) = recover(context, key).await;
     let fence = context.fence(&record.claim);
     let own = ContainerName::of(&fence);
     let container = open.consumed.as_ref().map_or(&own, |taken| &taken.container);
@@ -106,7 +106,7 @@ async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (O
     };
     metrics::counter!(ADOPTED, "what" => what).increment(1);
     tracing::info!(attempt = %fence, what, "adopted");
-    let attempt = context.attempts.adopt(open, found.bytes);
+    let attempt = context.attempts.adopt(open, spooled);
     if matches!(entrance, Entrance::Running { .. }) {
         // Also if the crash came before that was written.
         context.attempts.enter(key, Phase::Running);
@@ -147,13 +147,16 @@ async fn park<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, parked: &Parke
     metrics::counter!(ADOPTED, "what" => what).increment(1);
 }
 
-async fn recover<B: Broker, E: Engine>(context: &Context<B, E>, key: AttemptKey) -> Recovered {
+/// Answers where the spool ends.
+async fn recover<B: Broker, E: Engine>(context: &Context<B, E>, key: AttemptKey) -> (Place, Spooled) {
     let path = context.disk.spool_path(key);
     let recovered = blocking(move || spool::recover(&path)).await;
-    let found = recovered.unwrap_or_else(|error| {
+    let [start, end] = recovered.unwrap_or_else(|error| {
         tracing::error!(%error, "a spool cannot be read; its output is lost");
-        Recovered::default()
+        [Place::default(); 2]
     });
-    metrics::gauge!(SPOOL_BYTES).increment(found.bytes as f64);
-    found
+    // What was given back is stored (P15).
+    let spooled = Spooled { bytes: end.position, freed: start.position, stored: start.offsets, ..Spooled::default() };
+    metrics::gauge!(SPOOL_BYTES).increment(spooled.held() as f64);
+    (end, spooled)
 }

@@ -58,12 +58,23 @@ impl Stop {
 /// How far an attempt's output is, for the one who sends it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Spooled {
-    /// Bytes of the spool that are written (P16).
+    /// How far the spool is written (P16).
     pub(crate) bytes: u64,
-    /// What the coordinator said that it has, last time it asked (P14).
+    /// Up to where it was given back to the disk (P15).
+    pub(crate) freed: u64,
+    /// What the coordinator said that it has.
     pub(crate) stored: Offsets,
-    /// How often it asked.
+    /// How often it asked for what comes behind that (P14).
     pub(crate) asked: u64,
+    /// Nothing can be given back: the file system cannot, or failed.
+    pub(crate) kept: bool,
+}
+
+impl Spooled {
+    /// What it takes of the disk.
+    pub(crate) fn held(&self) -> u64 {
+        self.bytes - self.freed
+    }
 }
 
 /// What the task of an attempt, and the sender of its output, hold of it.
@@ -133,16 +144,16 @@ impl Attempts {
     }
 
     /// P10: takes over one that the last incarnation left, and that is not over.
-    pub(crate) fn adopt(&self, open: &Open, spool_bytes: u64) -> Handle {
+    pub(crate) fn adopt(&self, open: &Open, spooled: Spooled) -> Handle {
         let wants = wanted(&open.job.base).filter(|_| open.consumed.is_none() && !open.running);
-        self.hold(open.record(), wants, Spooled { bytes: spool_bytes, ..Spooled::default() })
+        self.hold(open.record(), wants, spooled)
     }
 
     /// P10: takes over one that is over and not settled.
-    pub(crate) fn adopt_finished(&self, finished: &Finished, spool_bytes: u64) -> Handle {
+    pub(crate) fn adopt_finished(&self, finished: &Finished, spooled: Spooled) -> Handle {
         let phase = Phase::Finished(Box::new(finished.clone()));
         let record = AttemptRecord { claim: finished.claim.clone(), phase };
-        self.hold(record, None, Spooled { bytes: spool_bytes, ..Spooled::default() })
+        self.hold(record, None, spooled)
     }
 
     fn hold(&self, record: AttemptRecord, wants: Option<AttemptKey>, spooled: Spooled) -> Handle {
@@ -229,7 +240,7 @@ impl Attempts {
     pub(crate) async fn forget(&self, key: AttemptKey) {
         let Some(held) = self.lock().held.remove(&key) else { return };
         held.forgotten.cancel();
-        let spooled = held.spooled.borrow().bytes;
+        let spooled = held.spooled.borrow().held();
         metrics::gauge!(crate::metrics::SPOOL_BYTES).decrement(spooled as f64);
         // Not waited for by the disk: a record that comes back is settled or abandoned once more.
         self.note(Entry::Forgotten { claim: held.record.claim }).await;
@@ -263,6 +274,16 @@ impl Attempts {
             held.spooled.send_modify(|spooled| {
                 spooled.stored = stored;
                 spooled.asked += 1;
+            });
+        }
+    }
+
+    /// P15: so much of the output is stored.
+    pub(crate) fn stored(&self, key: AttemptKey, stored: Offsets) {
+        if let Some(held) = self.lock().held.get(&key) {
+            held.spooled.send_modify(|spooled| {
+                let Offsets { stdout, stderr } = spooled.stored;
+                spooled.stored = Offsets { stdout: stdout.max(stored.stdout), stderr: stderr.max(stored.stderr) };
             });
         }
     }

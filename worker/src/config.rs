@@ -14,8 +14,11 @@ pub const LEASE: Duration = Duration::from_secs(30);
 /// A sixth of the lease (P7): five may be lost before anybody is.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// P15: what one step may leave on the worker's disk until it is settled.
+/// P15: what one step may leave on the worker's disk until it is stored.
 pub const SPOOL_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// P15: [`Config::output_bytes_max`] where nothing is said.
+pub const OUTPUT_BYTES_MAX: u64 = 4 * SPOOL_BYTES_MAX;
 
 /// A chain whose next step does not come within this time is not a chain that anybody waits for; what its container
 /// held is committed then.
@@ -51,8 +54,12 @@ pub struct Config {
     pub metrics_render: Option<PrometheusHandle>,
     /// The embedded worker is given its id. `None`: it makes one and keeps it in the state directory.
     pub worker_id: Option<WorkerId>,
-    /// P15: bytes of one step's output that are kept on disk; what goes beyond is counted, and the log says so.
+    /// P15: bytes of one step's output that are kept on disk until they are stored; at least 32 MiB, of which half is
+    /// given back at a time. A step that has so much there waits, where there is a supervisor to make it wait; else
+    /// what goes beyond is counted, and the log says so.
     pub spool_bytes_max: u64,
+    /// P15: bytes of one step's output that are taken at all; what goes beyond is counted, and the log says so.
+    pub output_bytes_max: u64,
     /// How many containers are kept after their steps, so that a child can go on in each; 0: none. `None`: as many as
     /// there are slots.
     pub parked_max: Option<u32>,
@@ -82,6 +89,7 @@ impl Config {
             metrics_render: None,
             worker_id: None,
             spool_bytes_max: SPOOL_BYTES_MAX,
+            output_bytes_max: OUTPUT_BYTES_MAX,
             parked_max: None,
             parked_for: PARKED_FOR,
             direct: false,

@@ -113,6 +113,7 @@ async fn obey<B: Broker, E: Engine>(
         }
         Control::Sync => context.reporter.records().await,
         Control::Resend { claim, stored } => context.attempts.resend(AttemptKey::of(&claim), stored),
+        Control::Stored { claim, stored } => context.attempts.stored(AttemptKey::of(&claim), stored),
         Control::Release { claim } => queue(removals, Unwanted::Left(claim)),
         Control::RemoveSnapshot { snapshot } => remove_snapshot(removals, snapshot),
         Control::Refused { reason } => return Err(WorkerError::Refused { reason }),

@@ -96,7 +96,7 @@ pub(crate) async fn follow<B: Broker, E: Engine>(
     };
     // The output is taken for as long as the command runs, also while it is being stopped. A spool that fails ends
     // it: what it goes on to write would be lost.
-    let spooled = task.spool.drain(output, &read, enough.clone());
+    let spooled = task.spool.drain(output, &read, task.supervised, enough.clone());
     let both = tokio::try_join!(watched, spooled);
     let took = began.elapsed();
     let (ended, may_run) = match both {

@@ -15,10 +15,10 @@ use crate::checkpoint::Chain;
 use crate::clock::{now_ms, since_ms};
 use crate::context::Context;
 use crate::disk::records::{Ended, Parked};
-use crate::disk::spool::Recovered;
+use crate::disk::spool::Place;
 use crate::engine::{Cleaned, CommandSpec, ContainerName, Engine, Running};
 use crate::metrics::{PHASE_SECONDS, STEPS};
-use crate::output::Spool;
+use crate::output::{Bounds, Spool};
 use crate::prepare::{self, Prepared};
 use crate::{exec, parked, snapshot, tidy};
 
@@ -148,15 +148,15 @@ pub(crate) async fn carry_out<B: Broker, E: Engine>(
     job: Job,
     attempt: Handle,
     entrance: Entrance,
-    found: Option<Recovered>,
+    found: Option<Place>,
     delivered: Instant,
     slot: Option<OwnedSemaphorePermit>,
 ) {
-    let bytes_max = context.config.spool_bytes_max;
+    let bounds = Bounds { held: context.config.spool_bytes_max, taken: context.config.output_bytes_max };
     let spool = match found {
-        None => Spool::create(&attempt.spool, attempt.spooled.clone(), bytes_max).await,
+        None => Spool::create(&attempt.spool, attempt.spooled.clone(), bounds).await,
         // The coordinator may have some of it, whatever it was.
-        Some(found) => Spool::resume(&attempt.spool, found, attempt.spooled.clone(), bytes_max).await,
+        Some(found) => Spool::resume(&attempt.spool, found, attempt.spooled.clone(), bounds).await,
     };
     let fence = context.fence(&attempt.claim);
     let container = ContainerName::of(&fence);

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attempts::Spooled;
 use crate::blocking::blocking;
 use crate::clock::now_ms;
-use crate::disk::spool::{Recovered, Words, encode, encode_missing};
+use crate::disk::spool::{Place, Words, encode, encode_missing};
 use crate::engine::{OUTPUT_PIECES_MAX, Piece};
 use crate::lines::LineSplitter;
 use crate::metrics::{OUTPUT_BYTES, SPOOL_BYTES};
@@ -29,44 +29,52 @@ pub(crate) struct Spool {
     spooled: watch::Sender<Spooled>,
     splitters: [(Stream, LineSplitter); 2],
     /// INVARIANT: of what is in the file whole. Final once [`finish`](Self::finish) has returned.
-    written: Recovered,
+    written: Place,
     /// What it will be when the frames on their way are there.
-    ahead: Recovered,
+    ahead: Place,
     frames: Vec<u8>,
     /// A write failed, perhaps half-way: nothing may stand behind it.
     broken: bool,
     /// Something was written since the last sync.
     unsynced: bool,
-    /// P15: of output. Its file may take a quarter more: so much are the frames of lines of a hundred bytes that come one
-    /// at a time. What is written in smaller pieces, and so much of it, is full sooner.
-    bytes_max: u64,
+    bounds: Bounds,
+    /// Bytes of the command's output.
     taken: u64,
+}
+
+/// P15: how much output there may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Bytes of the spool that are not given back to the disk.
+    pub(crate) held: u64,
+    /// Bytes of the command's output, in all.
+    pub(crate) taken: u64,
 }
 
 impl Spool {
     /// An empty spool; what was there before is dropped.
-    pub(crate) async fn create(path: &Path, spooled: watch::Sender<Spooled>, bytes_max: u64) -> io::Result<Self> {
+    pub(crate) async fn create(path: &Path, spooled: watch::Sender<Spooled>, bounds: Bounds) -> io::Result<Self> {
         let path = path.to_owned();
         let file = blocking(move || File::create(path)).await?;
-        Ok(Self::of(file, Recovered::default(), spooled, bytes_max))
+        Ok(Self::of(file, Place::default(), spooled, bounds))
     }
 
     /// P10: goes on behind what an earlier incarnation wrote.
     pub(crate) async fn resume(
         path: &Path,
-        found: Recovered,
+        found: Place,
         spooled: watch::Sender<Spooled>,
-        bytes_max: u64,
+        bounds: Bounds,
     ) -> io::Result<Self> {
         let path = path.to_owned();
         let file = blocking(move || File::options().append(true).open(path)).await?;
-        Ok(Self::of(file, found, spooled, bytes_max))
+        Ok(Self::of(file, found, spooled, bounds))
     }
 
-    fn of(file: File, found: Recovered, spooled: watch::Sender<Spooled>, bytes_max: u64) -> Self {
+    fn of(file: File, found: Place, spooled: watch::Sender<Spooled>, bounds: Bounds) -> Self {
         let splitter = |stream| (stream, LineSplitter::from(stream, found.offsets.of(stream)));
         // Once something was left out, nothing more is taken: a log has one hole at most, at its end.
-        let taken = if found.missing.total() > 0 { bytes_max } else { found.read().total() };
+        let taken = if found.missing.total() > 0 { bounds.taken } else { found.read().total() };
         Self {
             file: Arc::new(file),
             spooled,
@@ -76,18 +84,20 @@ impl Spool {
             frames: Vec::new(),
             broken: false,
             unsynced: false,
-            bytes_max,
+            bounds,
             taken,
         }
     }
 
     /// Spools what the command writes until both streams have ended, or until `enough`: then what is already here is
-    /// still taken. `read` is told how much of the command's output is here for good (P16): whole lines. Never pauses,
-    /// whatever is full: an Engine whose output is not taken holds up others (`docs/containers.md`).
+    /// still taken. `read` is told how much of the command's output is here for good (P16): whole lines. Only a
+    /// supervisor's command waits while the spool is full: an Engine whose output is not taken holds up others
+    /// (`docs/containers.md`).
     pub(crate) async fn drain(
         &mut self,
         mut output: mpsc::Receiver<Piece>,
         read: &watch::Sender<Offsets>,
+        supervised: bool,
         enough: CancellationToken,
     ) -> io::Result<()> {
         let mut pieces = Vec::with_capacity(OUTPUT_PIECES_MAX);
@@ -99,7 +109,8 @@ impl Spool {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.take(&mut pieces, read).await?;
+                    let waits = supervised.then_some(&enough);
+                    self.take(&mut pieces, read, waits).await?;
                 }
                 () = enough.cancelled(), if !output.is_closed() => {
                     // Its Engine is lost: no more comes, and the sender may never say so.
@@ -109,14 +120,23 @@ impl Spool {
         }
     }
 
-    async fn take(&mut self, pieces: &mut Vec<Piece>, read: &watch::Sender<Offsets>) -> io::Result<()> {
+    async fn take(
+        &mut self,
+        pieces: &mut Vec<Piece>,
+        read: &watch::Sender<Offsets>,
+        waits: Option<&CancellationToken>,
+    ) -> io::Result<()> {
         let mut runs = Vec::new();
         for Piece { stream, at_ms, bytes } in pieces.drain(..) {
             metrics::counter!(OUTPUT_BYTES, "stream" => stream.word()).increment(bytes.len() as u64);
-            if self.spooled.borrow().bytes >= self.bytes_max + self.bytes_max / 4 {
-                self.taken = self.taken.max(self.bytes_max);
+            if self.is_full() {
+                self.write().await?;
+                read.send_replace(self.written.read());
+                if !self.is_room(waits).await {
+                    self.taken = self.taken.max(self.bounds.taken);
+                }
             }
-            let room = self.bytes_max - self.taken.min(self.bytes_max);
+            let room = self.bounds.taken.saturating_sub(self.taken);
             let (fits, beyond) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
             self.taken += fits.len() as u64;
             self.splitter(stream).push(at_ms, fits, &mut runs);
@@ -138,6 +158,27 @@ impl Spool {
         self.write().await?;
         read.send_replace(self.written.read());
         Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.spooled.borrow().held() + self.frames.len() as u64 >= self.bounds.held
+    }
+
+    /// Whether there is room in a spool that was full. If `waits` it waits for some, until that says that no more comes:
+    /// then what is here is taken all the same. What is spooled goes first: of what was written, nothing waits here.
+    async fn is_room(&self, waits: Option<&CancellationToken>) -> bool {
+        let Some(enough) = waits else { return !self.is_full() };
+        let mut spooled = self.spooled.subscribe();
+        while self.is_full() && !enough.is_cancelled() {
+            if spooled.borrow_and_update().kept {
+                return false;
+            }
+            tokio::select! {
+                changed = spooled.changed() => if changed.is_err() { break },
+                () = enough.cancelled() => {}
+            }
+        }
+        true
     }
 
     /// Puts a line of our own into the log, on standard error: why it ended as it did.
@@ -191,10 +232,7 @@ impl Spool {
     fn frame(&mut self, runs: &mut Vec<Run>, words: Words) {
         for run in runs.drain(..) {
             encode(&run, words, &mut self.frames);
-            *self.ahead.offsets.of_mut(run.stream) = run.end();
-            if words == Words::Ours {
-                self.ahead.noted += run.bytes.len() as u64;
-            }
+            self.ahead.pass(&run, words);
         }
     }
 
@@ -213,7 +251,7 @@ impl Spool {
         let bytes = frames.len() as u64;
         blocking(move || (&*file).write_all(&frames)).await?;
         self.broken = false;
-        self.ahead.bytes += bytes;
+        self.ahead.position += bytes;
         self.written = self.ahead;
         metrics::gauge!(SPOOL_BYTES).increment(bytes as f64);
         // P16: nobody reads further than this.
@@ -236,6 +274,8 @@ mod tests {
     use super::*;
     use crate::disk::spool;
 
+    const AMPLE: Bounds = Bounds { held: 1 << 30, taken: 1 << 30 };
+
     fn piece(stream: Stream, bytes: impl Into<Bytes>) -> Piece {
         Piece { stream, at_ms: 7, bytes: bytes.into() }
     }
@@ -244,8 +284,8 @@ mod tests {
     fn sent(path: &Path, spooled: &watch::Sender<Spooled>) -> Vec<Run> {
         let file = File::open(path).unwrap();
         let to = spooled.borrow().bytes;
-        let (mut at, mut runs) = (0, Vec::new());
-        while at < to {
+        let (mut at, mut runs) = (Place::default(), Vec::new());
+        while at.position < to {
             let chunk = spool::read(&file, at, to).unwrap();
             assert!(!chunk.torn);
             at = chunk.next;
@@ -271,17 +311,17 @@ mod tests {
             drop(sender);
         };
         let read = watch::Sender::default();
-        tokio::join!(spool.drain(output, &read, CancellationToken::new()), sending).0?;
+        tokio::join!(spool.drain(output, &read, false, CancellationToken::new()), sending).0?;
         let read = *read.borrow();
         Ok(read)
     }
 
     #[tokio::test]
-    async fn p15_a_full_spool_goes_on_reading_and_what_is_missing_is_counted_per_stream() {
+    async fn p15_too_much_output_is_read_all_the_same_and_what_is_missing_is_counted_per_stream() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
-        let mut spool = Spool::create(&path, spooled.clone(), 100_000).await.unwrap();
+        let mut spool = Spool::create(&path, spooled.clone(), Bounds { taken: 100_000, ..AMPLE }).await.unwrap();
         let long = |stream| piece(stream, vec![b'x'; 50_000]);
         let pieces = [vec![long(Stream::Stdout); 5], vec![long(Stream::Stderr)]].concat();
         // P16: what is left out is done with as well, or the command would block behind it for ever.
@@ -300,10 +340,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
-        let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
+        let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
         let pieces = vec![piece(Stream::Stdout, vec![b'\n'; 64 * 1024]); OUTPUT_PIECES_MAX];
         // How much is held at once is asserted where it is written.
-        spool.take(&mut pieces.clone(), &watch::Sender::default()).await.unwrap();
+        spool.take(&mut pieces.clone(), &watch::Sender::default(), None).await.unwrap();
         let end = spool.finish().await.unwrap();
         assert_eq!(end.stdout, (64 * 1024 * OUTPUT_PIECES_MAX) as u64);
         assert_eq!(sent(&path, &spooled).iter().map(Run::count).sum::<u64>(), end.stdout);
@@ -314,7 +354,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
-        let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
+        let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
         drained(&mut spool, vec![piece(Stream::Stdout, "kept\n")]).await.unwrap();
         // A disk that takes no more.
         spool.file = Arc::new(File::options().write(true).open("/dev/full").unwrap());
@@ -332,16 +372,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
-        let mut spool = Spool::create(&path, spooled.clone(), 1 << 30).await.unwrap();
+        let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
         spool.note("ours").await.unwrap();
         let half = vec![piece(Stream::Stderr, "one\ntw"), piece(Stream::Stdout, "out")];
         let read = drained(&mut spool, half).await.unwrap();
         assert_eq!(read, Offsets { stdout: 0, stderr: 4 });
         drop(spool);
 
-        let found = spool::recover(&path).unwrap();
+        let [_, found] = spool::recover(&path).unwrap();
         assert_eq!(found.read(), read, "the rest is asked for again");
-        let mut spool = Spool::resume(&path, found, spooled.clone(), 1 << 30).await.unwrap();
+        let mut spool = Spool::resume(&path, found, spooled.clone(), AMPLE).await.unwrap();
         let rest = vec![piece(Stream::Stderr, "two\n"), piece(Stream::Stdout, "out\n")];
         assert_eq!(drained(&mut spool, rest).await.unwrap(), Offsets { stdout: 4, stderr: 8 });
         let end = spool.finish().await.unwrap();
@@ -353,21 +393,71 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn p15_a_spool_that_was_full_stays_so_after_a_restart() {
+    async fn p15_once_something_is_missing_nothing_more_is_taken_also_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
         let spooled = watch::Sender::default();
-        let mut spool = Spool::create(&path, spooled.clone(), 10).await.unwrap();
+        let mut spool = Spool::create(&path, spooled.clone(), Bounds { taken: 10, ..AMPLE }).await.unwrap();
         let read = drained(&mut spool, vec![piece(Stream::Stdout, "0123456789abcdef")]).await.unwrap();
         assert_eq!(read.stdout, 16);
         drop(spool);
-        let found = spool::recover(&path).unwrap();
+        let [_, found] = spool::recover(&path).unwrap();
         assert_eq!((found.offsets.stdout, found.read().stdout), (10, 16));
-        let mut spool = Spool::resume(&path, found, spooled.clone(), 10).await.unwrap();
+        let mut spool = Spool::resume(&path, found, spooled.clone(), Bounds { taken: 10, ..AMPLE }).await.unwrap();
         assert_eq!(drained(&mut spool, vec![piece(Stream::Stdout, "more\n")]).await.unwrap().stdout, 21);
         let end = spool.finish().await.unwrap();
         assert_eq!(end.stdout, 10);
         let marker = String::from_utf8(sent(&path, &spooled).last().unwrap().bytes.clone()).unwrap();
         assert!(marker.contains("11 bytes of stdout and 0 of stderr"), "{marker}");
+    }
+
+    #[tokio::test]
+    async fn p15_a_full_spool_makes_its_command_wait_until_some_is_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let spooled = watch::Sender::<Spooled>::default();
+        let mut spool = Spool::create(&path, spooled.clone(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
+        let (sender, output) = mpsc::channel(1);
+        let read = watch::Sender::default();
+        let sending = async move {
+            for _ in 0..40 {
+                sender.send(piece(Stream::Stdout, [&[b'x'; 99][..], b"\n"].concat())).await.unwrap();
+            }
+        };
+        let mut written = spooled.subscribe();
+        let giving = async {
+            // It stands at the bound, and is given back part by part.
+            while written.wait_for(|now| now.held() >= 1000).await.is_ok_and(|now| now.bytes < 40 * 126) {
+                spooled.send_modify(|now| now.freed += 400);
+            }
+        };
+        tokio::select! {
+            drained = async { tokio::join!(spool.drain(output, &read, true, CancellationToken::new()), sending).0 } => drained.unwrap(),
+            () = giving => panic!("nothing more was written"),
+        }
+        assert!(spooled.borrow().held() < 1000 + 126);
+        assert_eq!(spool.finish().await.unwrap(), Offsets { stdout: 4000, stderr: 0 });
+    }
+
+    #[tokio::test]
+    async fn p15_a_full_spool_whose_command_cannot_wait_leaves_the_rest_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        for (supervised, kept) in [(false, false), (true, true)] {
+            let spooled = watch::Sender::new(Spooled { kept, ..Spooled::default() });
+            let mut spool = Spool::create(&path, spooled.clone(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
+            let (sender, output) = mpsc::channel(40);
+            for _ in 0..40 {
+                sender.try_send(piece(Stream::Stdout, [&[b'x'; 99][..], b"\n"].concat())).unwrap();
+            }
+            drop(sender);
+            let read = watch::Sender::default();
+            spool.drain(output, &read, supervised, CancellationToken::new()).await.unwrap();
+            assert_eq!(read.borrow().stdout, 4000);
+            let end = spool.finish().await.unwrap();
+            let marker = String::from_utf8(sent(&path, &spooled).last().unwrap().bytes.clone()).unwrap();
+            assert!(marker.contains(&format!("{} bytes of stdout", 4000 - end.stdout)), "{marker}");
+            assert!((800..1200).contains(&end.stdout), "{end:?}");
+        }
     }
 }

@@ -8,15 +8,16 @@ use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use longshore_protocol::broker::{Broker, Outgoing};
-use longshore_protocol::output::{MESSAGE_BYTES_MAX, Offsets, OutputMessage, Run};
+use longshore_protocol::output::{MESSAGE_BYTES_MAX, Offsets, OutputMessage, Run, WINDOW_BYTES};
 use longshore_protocol::wire;
 use tokio::sync::watch;
 
 use crate::attempts::{Handle, Spooled};
 use crate::blocking::blocking;
 use crate::context::Context;
-use crate::disk::spool::{self, Chunk};
+use crate::disk::spool::{self, Place};
 use crate::engine::Engine;
+use crate::metrics::SPOOL_BYTES;
 use crate::report::until_confirmed;
 
 /// What a run weighs in a message besides its bytes: without it a message of many short ones would have no bound.
@@ -24,6 +25,9 @@ const RUN_OVERHEAD_BYTES: usize = 96;
 
 /// One place of the spool every so often is remembered, so that sending again does not read all of it.
 const INDEX_EVERY_BYTES: u64 = 1024 * 1024;
+
+/// The spool's beginning is given back to the disk when it is so long: each time costs an fsync.
+const FREE_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Sends until the attempt is forgotten, or the worker has drained.
 pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, attempt: Handle) {
@@ -43,19 +47,28 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
     let mut reader: Option<Arc<File>> = None;
     let mut place = Place::default();
     let mut index = vec![Place::default()];
-    let (mut asked, mut stored) = (0, Offsets::default());
+    let mut asked = 0;
     // One batch is on its way while the next one is read and encoded. Not two: batches have no order among them.
     let mut on_its_way: Option<BoxFuture<'_, bool>> = None;
     loop {
         let now: Spooled = *spooled.borrow_and_update();
+        // The first place of the index is never behind what is stored.
+        let stored = index.iter().rposition(|known| is_before(known, now.stored)).unwrap_or_default();
         if now.asked != asked {
-            (asked, stored) = (now.asked, now.stored);
-            let known = index.iter().rev().find(|known| known.is_before(stored));
-            place = known.copied().unwrap_or_default();
+            asked = now.asked;
+            place = index[stored];
         }
-        if place.position >= now.bytes {
+        if index[stored].position >= now.freed + FREE_EVERY_BYTES && !now.kept {
+            free(attempt, index[stored]).await;
+            index.drain(..stored);
+            continue;
+        }
+        // P15
+        let is_shut = place.offsets.total() >= now.stored.total() + WINDOW_BYTES;
+        if place.position >= now.bytes || is_shut {
             let goes_on = match on_its_way.take() {
                 Some(batch) => batch.await,
+                None if is_shut => opened(context, &mut spooled).await,
                 None => changed(context, &mut spooled).await,
             };
             if !goes_on {
@@ -73,7 +86,7 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
                 None => true,
             }
         };
-        let (arrived, next) = tokio::join!(arrived, read(context, attempt, file, &mut place, now.bytes, stored));
+        let (arrived, next) = tokio::join!(arrived, read(context, attempt, file, &mut place, now));
         let messages = next?;
         if !arrived {
             return Ok(());
@@ -93,19 +106,18 @@ async fn read<B: Broker, E: Engine>(
     attempt: &Handle,
     file: Arc<File>,
     place: &mut Place,
-    to: u64,
-    stored: Offsets,
+    now: Spooled,
 ) -> io::Result<Vec<Outgoing>> {
     // Held while a batch is in memory twice, not while it is waited for.
     let _memory = context.gates.output.acquire().await.map_err(io::Error::other)?;
-    let from = place.position;
-    let chunk = blocking(move || spool::read(&file, from, to)).await?;
+    let from = *place;
+    let chunk = blocking(move || spool::read(&file, from, now.bytes)).await?;
+    *place = chunk.next;
     if chunk.torn {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame at byte {}", chunk.next)));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no frame at byte {}", place.position)));
     }
-    place.advance(&chunk);
     let wanted = chunk.runs.into_iter().filter_map(|run| {
-        let known = stored.of(run.stream);
+        let known = now.stored.of(run.stream);
         run.behind(known)
     });
     Ok(messages(context, attempt, wanted))
@@ -120,25 +132,39 @@ async fn changed<B: Broker, E: Engine>(context: &Context<B, E>, spooled: &mut wa
     }
 }
 
-/// A place between two frames, and how far each stream is there.
-#[derive(Clone, Copy, Debug, Default)]
-struct Place {
-    position: u64,
-    offsets: Offsets,
+/// P15: waits until more is stored, also while the worker drains. `false` when the worker has no more time for it.
+async fn opened<B: Broker, E: Engine>(context: &Context<B, E>, spooled: &mut watch::Receiver<Spooled>) -> bool {
+    tokio::select! {
+        biased;
+        changed = spooled.changed() => changed.is_ok(),
+        () = context.phases.stopped.cancelled() => false,
+    }
 }
 
-impl Place {
-    fn advance(&mut self, chunk: &Chunk) {
-        self.position = chunk.next;
-        for run in &chunk.runs {
-            *self.offsets.of_mut(run.stream) = run.end();
+/// P15: gives the spool's beginning back to the disk. Where that fails it is kept, and bounds what the step may write.
+async fn free(attempt: &Handle, place: Place) {
+    let path = attempt.spool.clone();
+    let freed = blocking(move || spool::free(&path, place)).await;
+    let gone = match &freed {
+        Ok(gone) => *gone,
+        Err(error) => {
+            tracing::warn!(%error, spool = %attempt.spool.display(), "the disk does not take back what is stored");
+            false
         }
-    }
+    };
+    attempt.spooled.send_modify(|spooled| {
+        if gone {
+            metrics::gauge!(SPOOL_BYTES).decrement((place.position - spooled.freed) as f64);
+            spooled.freed = place.position;
+        } else {
+            spooled.kept = true;
+        }
+    });
+}
 
-    /// Whether nothing is missed by starting here.
-    fn is_before(&self, stored: Offsets) -> bool {
-        self.offsets.stdout <= stored.stdout && self.offsets.stderr <= stored.stderr
-    }
+/// Whether nothing is missed by going on from there.
+fn is_before(place: &Place, stored: Offsets) -> bool {
+    place.offsets.stdout <= stored.stdout && place.offsets.stderr <= stored.stderr
 }
 
 /// Runs in the order in which they were read, in messages of bounded size.

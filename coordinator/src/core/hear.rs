@@ -89,6 +89,7 @@ impl Core {
         self.commit(Entry::Joined { worker: worker.clone(), incarnation, hello }, now, out);
         self.heard(speech, now, out);
         self.records(speech, records, now, out);
+        self.tell_stored_again(worker, out);
     }
 
     fn hello_of_stranger(&self, speech: Speech) -> Option<Hello> {

@@ -1,5 +1,6 @@
 //! When a log is complete, and what is asked for until then (P14).
 
+use longshore_protocol::WorkerId;
 use longshore_protocol::control::Control;
 use longshore_protocol::event::Claim;
 use longshore_protocol::output::Offsets;
@@ -15,6 +16,26 @@ impl Core {
         let Some(key) = self.state.key(claim) else { return };
         self.fleet.logs.stored(key, offsets, self.fleet.tick);
         self.close_if_complete(key, now, out);
+        self.tell_stored(key, false, out);
+    }
+
+    /// P15: tells the worker of a log that is open how much of it is stored, if that is much more than it knows.
+    fn tell_stored(&mut self, key: Key, again: bool, out: &mut Step) {
+        let attempt = self.state.attempt(key);
+        let Some(owner) = attempt.owner.clone().filter(|_| attempt.log.is_none()) else { return };
+        if self.fleet.logs.should_tell(key, again) {
+            let stored = self.fleet.logs.offsets(key);
+            self.tell_worker(&owner, Control::Stored { claim: self.state.claim(key), stored }, out);
+        }
+    }
+
+    /// P15: a new incarnation knows nothing of what is stored, and would send all of it again.
+    pub(super) fn tell_stored_again(&mut self, worker: &WorkerId, out: &mut Step) {
+        let Some(known) = self.state.workers.get(worker) else { return };
+        let open: Vec<Key> = known.owned.keys().chain(known.spooled.keys()).copied().collect();
+        for key in open {
+            self.tell_stored(key, true, out);
+        }
     }
 
     /// Output arrived that does not continue what is stored.

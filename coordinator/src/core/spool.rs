@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use longshore_protocol::output::Offsets;
+use longshore_protocol::output::{Offsets, STORED_EVERY_BYTES};
 
 use super::state::Key;
 
@@ -18,6 +18,8 @@ pub(super) struct Logs {
 struct Log {
     /// Contiguous from 0.
     stored: Offsets,
+    /// How much of it its worker was told to be stored, in bytes of both streams.
+    told: u64,
     /// The tick of the last growth.
     grew: u64,
     /// What was stored when bytes were last asked for, and the tick of that.
@@ -45,6 +47,18 @@ impl Logs {
             log.stored = grown;
             log.grew = tick;
         }
+    }
+
+    /// P15: whether its worker should hear how much is stored, and counts it as told then. A new incarnation (`again`)
+    /// has heard nothing yet.
+    pub(super) fn should_tell(&mut self, key: Key, again: bool) -> bool {
+        let Some(log) = self.logs.get_mut(&key) else { return false };
+        let stored = log.stored.total();
+        let tell = if again { stored > 0 } else { stored >= log.told + STORED_EVERY_BYTES };
+        if tell {
+            log.told = stored;
+        }
+        tell
     }
 
     /// Up to where it is stored.

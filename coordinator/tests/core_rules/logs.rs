@@ -4,7 +4,7 @@ use longshore_coordinator::core::entry::{Entry, LogGap};
 use longshore_coordinator::core::input::Input;
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Claim, Event};
-use longshore_protocol::output::Offsets;
+use longshore_protocol::output::{Offsets, STORED_EVERY_BYTES};
 use longshore_protocol::{Outcome, RunId};
 
 use crate::bench::{Bench, Told, claim, over, plain, running, with_output};
@@ -111,4 +111,26 @@ fn p14_a_settled_attempt_that_runs_again_is_cancelled_and_keeps_what_it_left() {
     bench.input(&Input::Stored { claim: s.clone(), offsets: bytes(10) });
     let by = longshore_protocol::outcome::CancelledBy::User;
     assert_eq!(bench.beat("a", vec![running(&s)]).told(), [("a".to_owned(), Control::Cancel { claim: s, by })]);
+}
+
+#[test]
+fn p15_a_worker_hears_how_much_is_stored_every_so_often_and_after_each_start() {
+    let mut bench = Bench::new();
+    bench.join("a", "e", 1);
+    let (run, _) = bench.submit(vec![plain("s")]);
+    let s = claim(run, "s", 1);
+    bench.accept("a", &s);
+    let told = |bytes_stored| [("a".to_owned(), Control::Stored { claim: s.clone(), stored: bytes(bytes_stored) })];
+    let store = |bench: &mut Bench, to| bench.input(&Input::Stored { claim: s.clone(), offsets: bytes(to) }).told();
+    let every = STORED_EVERY_BYTES;
+    assert_eq!(store(&mut bench, every - 1), []);
+    assert_eq!(store(&mut bench, every), told(every));
+    assert_eq!(store(&mut bench, every + 5), []);
+    assert_eq!(store(&mut bench, 3 * every), told(3 * every), "once for whatever came at once");
+    // A new coordinator does not know what the old one said.
+    bench.restart();
+    assert_eq!(store(&mut bench, 3 * every), told(3 * every));
+    // Neither does a new incarnation of the worker; it hears it at once, however little it is more.
+    assert_eq!(store(&mut bench, 3 * every + 7), []);
+    assert!(bench.start("a", "e", 1, 2, vec![running(&s)]).told().contains(&told(3 * every + 7)[0]));
 }

@@ -276,6 +276,8 @@ impl Worker {
                     self.send_output(name(&claim));
                 }
             }
+            // No log here is as long as the window.
+            Control::Stored { .. } => {}
             Control::Release { claim } => self.remove_left(&claim, engine),
             Control::RemoveSnapshot { snapshot } => {
                 engine.snapshots.remove(&snapshot);

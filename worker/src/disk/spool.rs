@@ -1,4 +1,5 @@
-//! One attempt's output on disk (P16): runs of lines, each in a frame of its own, appended and never changed.
+//! One attempt's output on disk (P16): runs of lines, each in a frame of its own, appended and never changed. Only its
+//! beginning is given back to the disk when it is stored elsewhere (P15): then the first frame says where the next is.
 //!
 //! A frame is `length u32, check u32, payload`, little-endian; the payload is `kind u8, ending u8, offset u64,
 //! at_ms u64, bytes`. A frame that a crash tore is known by its check and cut off. A kind says the stream, and whether
@@ -11,6 +12,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use longshore_protocol::output::{Ending, Offsets, RUN_BYTES_MAX, Run, Stream};
+use rustix::fs::FallocateFlags;
 
 /// Below the state directory.
 pub(crate) const DIR: &str = "spool";
@@ -29,6 +31,9 @@ const STDERR: u8 = 2;
 const NOTE: u8 = 3;
 const STDOUT_MISSING: u8 = 4;
 const STDERR_MISSING: u8 = 5;
+/// All before a place is gone, the frames that stood here included.
+const START: u8 = 6;
+const START_BYTES: usize = HEADER_BYTES + META_BYTES + 40;
 
 /// Whose words a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,27 +85,17 @@ fn frame(kind: u8, ending: u8, offset: u64, at_ms: u64, data: &[u8], out: &mut V
 pub(crate) struct Chunk {
     /// In order.
     pub(crate) runs: Vec<Run>,
-    /// How many bytes of them are our own words.
-    noted: u64,
-    /// The last counts of what was left out.
-    missing: Offsets,
     /// Behind the last whole frame.
-    pub(crate) next: u64,
+    pub(crate) next: Place,
     /// Whether something that is no frame stands there, not merely the end.
     pub(crate) torn: bool,
 }
 
-/// Reads whole frames from position `from` on, at most [`READ_BYTES`] and not beyond `to`.
-pub(crate) fn read(file: &File, from: u64, to: u64) -> io::Result<Chunk> {
-    let wanted = usize::try_from(to.saturating_sub(from)).unwrap_or(READ_BYTES).min(READ_BYTES);
+/// Reads whole frames from a place on, at most [`READ_BYTES`] and not beyond position `to`.
+pub(crate) fn read(file: &File, from: Place, to: u64) -> io::Result<Chunk> {
+    let wanted = usize::try_from(to.saturating_sub(from.position)).unwrap_or(READ_BYTES).min(READ_BYTES);
     let mut bytes = vec![0; wanted];
-    let mut filled = 0;
-    while filled < wanted {
-        match file.read_at(&mut bytes[filled..], from + filled as u64)? {
-            0 => break,
-            n => filled += n,
-        }
-    }
+    let filled = read_at(file, &mut bytes, from.position)?;
     let mut rest = &bytes[..filled];
     let mut chunk = Chunk { next: from, ..Chunk::default() };
     while !rest.is_empty() {
@@ -112,19 +107,58 @@ pub(crate) fn read(file: &File, from: u64, to: u64) -> io::Result<Chunk> {
             }
             Decoded::Short => break,
         };
+        chunk.next.position += length as u64;
+        rest = &rest[length..];
         match what {
             What::Run(run, words) => {
-                chunk.noted += if words == Words::Ours { run.bytes.len() as u64 } else { 0 };
+                chunk.next.pass(&run, words);
                 chunk.runs.push(run);
             }
-            What::Missing(stream, bytes) => *chunk.missing.of_mut(stream) = bytes,
+            What::Missing(stream, bytes) => *chunk.next.missing.of_mut(stream) = bytes,
+            // Only the first frame is one, and what follows it is somewhere else.
+            What::Start(place) => {
+                chunk.next = place;
+                return Ok(chunk);
+            }
         }
-        chunk.next += length as u64;
-        rest = &rest[length..];
     }
     // Every whole read holds a whole frame: one that holds none ends in half of one.
     chunk.torn |= chunk.next == from && filled > 0;
     Ok(chunk)
+}
+
+fn read_at(file: &File, bytes: &mut [u8], from: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], from + filled as u64)? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(filled)
+}
+
+/// P15: gives what stands before a place back to the disk: it is stored elsewhere. `false` where the file system cannot.
+pub(crate) fn free(path: &Path, place: Place) -> io::Result<bool> {
+    debug_assert!(place.position >= START_BYTES as u64);
+    let file = File::options().write(true).open(path)?;
+    let mut numbers = Vec::with_capacity(40);
+    let Place { position, offsets, noted, missing } = place;
+    for number in [offsets.stdout, offsets.stderr, noted, missing.stdout, missing.stderr] {
+        numbers.extend(number.to_le_bytes());
+    }
+    let mut start = Vec::with_capacity(START_BYTES);
+    frame(START, 0, position, 0, &numbers, &mut start);
+    file.write_all_at(&start, 0)?;
+    // Before anything is gone: of a finished attempt the rest must be found also after a power loss.
+    file.sync_data()?;
+    let hole = position - START_BYTES as u64;
+    match rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, START_BYTES as u64, hole)
+    {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What a crash tears is not made to deceive, so this is no cryptographic hash, which was the largest part of a worker's
@@ -152,6 +186,7 @@ enum Decoded {
 enum What {
     Run(Run, Words),
     Missing(Stream, u64),
+    Start(Place),
 }
 
 fn decode(bytes: &[u8]) -> Decoded {
@@ -177,6 +212,13 @@ fn decode(bytes: &[u8]) -> Decoded {
         NOTE => (Stream::Stderr, Words::Ours),
         STDOUT_MISSING => return framed(What::Missing(Stream::Stdout, number(2))),
         STDERR_MISSING => return framed(What::Missing(Stream::Stderr, number(2))),
+        START if HEADER_BYTES + length == START_BYTES => {
+            let [stdout, stderr, noted, missing_stdout, missing_stderr] =
+                [0, 8, 16, 24, 32].map(|at| number(META_BYTES + at));
+            let (offsets, missing) =
+                (Offsets { stdout, stderr }, Offsets { stdout: missing_stdout, stderr: missing_stderr });
+            return framed(What::Start(Place { position: number(2), offsets, noted, missing }));
+        }
         _ => return Decoded::Torn,
     };
     let ending = match payload[1] {
@@ -189,11 +231,11 @@ fn decode(bytes: &[u8]) -> Decoded {
     framed(What::Run(Run { stream, offset: number(2), at_ms: number(10), ending, bytes }, words))
 }
 
-/// What a spool holds.
+/// A place between two frames of a spool, and what stands before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Recovered {
-    /// Bytes of frames.
-    pub(crate) bytes: u64,
+pub(crate) struct Place {
+    /// In the file.
+    pub(crate) position: u64,
     /// How far each stream of the log goes.
     pub(crate) offsets: Offsets,
     /// How much of standard error is our own.
@@ -202,7 +244,13 @@ pub(crate) struct Recovered {
     pub(crate) missing: Offsets,
 }
 
-impl Recovered {
+impl Place {
+    /// Goes behind a run, but for its frame's length.
+    pub(crate) fn pass(&mut self, run: &Run, words: Words) {
+        *self.offsets.of_mut(run.stream) = run.end();
+        self.noted += if words == Words::Ours { run.bytes.len() as u64 } else { 0 };
+    }
+
     /// How much of the command's own output is in the log, or was left out of it for good.
     pub(crate) fn read(&self) -> Offsets {
         let Self { offsets, noted, missing, .. } = self;
@@ -210,29 +258,33 @@ impl Recovered {
     }
 }
 
-/// Cuts off what a crash tore, and says what is left.
-pub(crate) fn recover(path: &Path) -> io::Result<Recovered> {
+/// Cuts off what a crash tore. Answers where it begins, which is the file's beginning if nothing was given back, and
+/// where it ends.
+pub(crate) fn recover(path: &Path) -> io::Result<[Place; 2]> {
     let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     let length = file.metadata()?.len();
-    let mut found = Recovered::default();
-    while found.bytes < length {
-        let chunk = read(&file, found.bytes, length)?;
-        for run in &chunk.runs {
-            *found.offsets.of_mut(run.stream) = run.end();
-        }
-        found.noted += chunk.noted;
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            let missing = found.missing.of_mut(stream);
-            *missing = chunk.missing.of(stream).max(*missing);
-        }
-        found.bytes = chunk.next;
+    let start = start(&file)?;
+    let mut end = start;
+    while end.position < length {
+        let chunk = read(&file, end, length)?;
+        end = chunk.next;
         if chunk.torn {
-            file.set_len(found.bytes)?;
+            file.set_len(end.position)?;
             file.sync_all()?;
             break;
         }
     }
-    Ok(found)
+    Ok([start, end])
+}
+
+/// Where the first frame stands that was not given back.
+fn start(file: &File) -> io::Result<Place> {
+    let mut bytes = [0; START_BYTES];
+    let filled = read_at(file, &mut bytes, 0)?;
+    match decode(&bytes[..filled]) {
+        Decoded::Frame(What::Start(place), _) => Ok(place),
+        _ => Ok(Place::default()),
+    }
 }
 
 #[cfg(test)]
@@ -261,10 +313,10 @@ mod tests {
         for cut in 0..=bytes.len() {
             std::fs::write(&path, &bytes[..cut]).unwrap();
             let whole = ends.iter().rposition(|end| *end <= cut).unwrap();
-            let Recovered { bytes: length, offsets, .. } = recover(&path).unwrap();
-            assert_eq!(length, ends[whole] as u64, "cut at {cut}");
-            assert_eq!(offsets.stdout, runs[..whole].last().map_or(0, Run::end));
-            let chunk = read(&File::open(&path).unwrap(), 0, length).unwrap();
+            let [_, end] = recover(&path).unwrap();
+            assert_eq!(end.position, ends[whole] as u64, "cut at {cut}");
+            assert_eq!(end.offsets.stdout, runs[..whole].last().map_or(0, Run::end));
+            let chunk = read(&File::open(&path).unwrap(), Place::default(), end.position).unwrap();
             assert_eq!(chunk.runs, runs[..whole]);
         }
     }
@@ -279,7 +331,7 @@ mod tests {
             let mut bytes = spool(&runs);
             bytes[at] ^= 0x40;
             std::fs::write(&path, &bytes).unwrap();
-            assert_eq!(recover(&path).unwrap().bytes, second as u64, "byte {at}");
+            assert_eq!(recover(&path).unwrap()[1].position, second as u64, "byte {at}");
         }
     }
 
@@ -294,11 +346,11 @@ mod tests {
         encode(&stderr(4, b"ours\n"), Words::Ours, &mut bytes);
         encode_missing(Stream::Stdout, 250, &mut bytes);
         std::fs::write(&path, &bytes).unwrap();
-        let found = recover(&path).unwrap();
+        let [_, found] = recover(&path).unwrap();
         assert_eq!(found.offsets, Offsets { stdout: 4, stderr: 9 });
         assert_eq!(found.read(), Offsets { stdout: 254, stderr: 4 });
-        let chunk = read(&File::open(&path).unwrap(), 0, found.bytes).unwrap();
-        assert_eq!((chunk.runs.len(), chunk.next, chunk.torn), (3, found.bytes, false));
+        let chunk = read(&File::open(&path).unwrap(), Place::default(), found.position).unwrap();
+        assert_eq!((chunk.runs.len(), chunk.next, chunk.torn), (3, found, false));
     }
 
     #[test]
@@ -310,14 +362,46 @@ mod tests {
         let bytes = spool(&runs);
         std::fs::write(&path, &bytes).unwrap();
         let file = File::open(&path).unwrap();
-        let (mut position, mut seen) = (0, Vec::new());
-        while position < bytes.len() as u64 {
-            let chunk = read(&file, position, bytes.len() as u64).unwrap();
-            assert!(!chunk.torn && chunk.next > position);
-            position = chunk.next;
+        let (mut place, mut seen) = (Place::default(), Vec::new());
+        while place.position < bytes.len() as u64 {
+            let chunk = read(&file, place, bytes.len() as u64).unwrap();
+            assert!(!chunk.torn && chunk.next.position > place.position);
+            place = chunk.next;
             seen.extend(chunk.runs);
         }
         assert_eq!(seen, runs);
-        assert_eq!(recover(&path).unwrap().offsets.stdout, 40 * RUN_BYTES_MAX as u64);
+        assert_eq!(recover(&path).unwrap()[1].offsets.stdout, 40 * RUN_BYTES_MAX as u64);
+    }
+
+    #[test]
+    fn p15_what_was_given_back_takes_no_room_and_the_rest_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let runs: Vec<Run> = (0..40).map(|n| run(n * 60_000, &[&[b'x'; 59_999][..], b"\n"].concat())).collect();
+        let mut bytes = spool(&runs[..20]);
+        encode(&Run { stream: Stream::Stderr, ..run(0, b"ours\n") }, Words::Ours, &mut bytes);
+        bytes.extend(spool(&runs[20..]));
+        std::fs::write(&path, &bytes).unwrap();
+        let file = File::open(&path).unwrap();
+        let whole = recover(&path).unwrap();
+        let mut place = Place::default();
+        let blocks = |file: &File| std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+        let mut before = blocks(&file);
+        for _ in 0..3 {
+            place = read(&file, place, bytes.len() as u64).unwrap().next;
+            assert!(free(&path, place).unwrap(), "this file system gives room back");
+            assert!(blocks(&file) < before);
+            before = blocks(&file);
+            assert_eq!(recover(&path).unwrap(), [place, whole[1]]);
+            // A reader that begins at the beginning is led there.
+            assert_eq!(read(&file, Place::default(), bytes.len() as u64).unwrap().next, place);
+        }
+        let rest = read(&file, place, bytes.len() as u64).unwrap().runs;
+        let first = usize::try_from(place.offsets.stdout / 60_000).unwrap();
+        assert!(place.noted == 5 && first > 20 && rest[..] == runs[first..][..rest.len()]);
+        // A torn end is cut as before.
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().set_len(bytes.len() as u64 - 1).unwrap();
+        let [start, end] = recover(&path).unwrap();
+        assert_eq!((start, end.offsets.stdout), (place, 39 * 60_000));
     }
 }

@@ -10,7 +10,7 @@ use longshore_protocol::job::{Base, Job, Keep};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{Incarnation, Outcome, PoolName, RunId, Shard, WorkerId, wire};
-use longshore_worker::config::SPOOL_BYTES_MAX;
+use longshore_worker::config::OUTPUT_BYTES_MAX;
 use longshore_worker::engine::Engine as _;
 use longshore_worker::engine::docker::DockerEngine;
 use longshore_worker::{Config, Worker, WorkerError};
@@ -37,7 +37,7 @@ struct Real {
 }
 
 impl Real {
-    async fn start(slots: u32, spool_bytes_max: u64) -> Self {
+    async fn start(slots: u32, output_bytes_max: u64) -> Self {
         let fleet = Fleet::new().await;
         let prefix = format!("test-{}", RunId::new());
         let topology = Topology::new(&prefix, LEASE);
@@ -45,7 +45,7 @@ impl Real {
         let engine = DockerEngine::connect(Some(&services::env("LONGSHORE_TEST_DOCKER_1"))).await.unwrap();
         broker.declare(&topology.of_coordinator(Shard(0))).await.unwrap();
         let events = broker.consume(&topology.events(Shard(0)), 100).await.unwrap();
-        let config = Config { prefix, slots, spool_bytes_max, ..fleet.config() };
+        let config = Config { prefix, slots, output_bytes_max, ..fleet.config() };
         let worker = Worker::open(config, broker.clone(), engine.clone()).await.unwrap();
         let (id, incarnation, shutdown) = (worker.id().clone(), worker.incarnation(), CancellationToken::new());
         let running = tokio::spawn(worker.run(shutdown.clone()));
@@ -108,7 +108,7 @@ impl Real {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_on_rabbitmq_and_docker_carries_out_keeps_and_cancels() {
-    let mut real = Real::start(1, SPOOL_BYTES_MAX).await;
+    let mut real = Real::start(1, OUTPUT_BYTES_MAX).await;
     let parent = Job { keep: Keep::Snapshot, ..real.job("parent", "echo one; echo two > /f") };
     real.send(&parent).await;
     let finished = real.finished().await;
@@ -128,10 +128,10 @@ async fn a_worker_on_rabbitmq_and_docker_carries_out_keeps_and_cancels() {
     real.stop().await;
 }
 
-/// An Engine whose output is not taken holds up the commits of others (`docs/containers.md`): with a spool that is
-/// full from the first line on, all of it must be taken all the same, also behind the command's end.
+/// An Engine whose output is not taken holds up the commits of others (`docs/containers.md`): with a bound that is
+/// reached with the first byte, all of it must be taken all the same, also behind the command's end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p15_a_step_beyond_its_spool_holds_nobody_up() {
+async fn p15_a_step_beyond_its_bound_holds_nobody_up() {
     let mut real = Real::start(2, 1).await;
     let wrote = 20_000_000;
     // Both streams at once, and more than pipes and Engine hold between them when it ends.

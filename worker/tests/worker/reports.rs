@@ -1,10 +1,12 @@
-//! P7, P9, P11, P14, P16: what a worker says, and in which order.
+//! P7, P9, P11, P14, P15, P16: what a worker says, and in which order.
+
+use std::os::unix::fs::MetadataExt as _;
 
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Phase};
 use longshore_protocol::job::{Job, Keep};
 use longshore_protocol::outcome::CancelledBy;
-use longshore_protocol::output::{Offsets, Stream};
+use longshore_protocol::output::{Offsets, Stream, WINDOW_BYTES};
 use longshore_protocol::{Outcome, SnapshotId};
 
 use crate::fleet::{Fleet, claim, claims, fence};
@@ -175,7 +177,7 @@ async fn p14_output_whose_confirm_was_lost_is_complete_all_the_same() {
 #[tokio::test]
 async fn p15_output_beyond_the_bound_is_counted_and_the_verdict_stays() {
     let mut fleet = Fleet::new().await;
-    fleet.spool_bytes_max = 4096;
+    fleet.output_bytes_max = 4096;
     let (worker, _) = fleet.started().await;
     let job = fleet.job("a", "head -c 1000000 /dev/zero");
     let finished = fleet.carry_out(&job).await;
@@ -185,6 +187,90 @@ async fn p15_output_beyond_the_bound_is_counted_and_the_verdict_stays() {
     assert!(missing > 0);
     let marker = log.text(Stream::Stderr);
     assert!(marker.contains(&format!("{missing} bytes of stdout")), "{marker}");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p15_no_more_than_the_window_is_on_its_way_until_something_is_stored() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "head -c 20000000 /dev/zero; echo end >&2");
+    let finished = fleet.carry_out(&job).await;
+    let (mut end, mut stored) = (Offsets::default(), Offsets::default());
+    while end != finished.output {
+        // What is sent without an answer: at least the window, which a batch may pass.
+        while end.total() < (stored.total() + WINDOW_BYTES).min(finished.output.total()) {
+            for run in fleet.output().await.runs {
+                *end.of_mut(run.stream) = run.end();
+            }
+        }
+        assert!(end.total() <= stored.total() + WINDOW_BYTES + 1024 * 1024, "{end:?} of {stored:?}");
+        // In steps: that more comes is the answer's doing.
+        stored.stdout = end.stdout.min(stored.stdout + 5_000_000);
+        stored.stderr = end.stderr;
+        fleet.control(&worker, Control::Stored { claim: claim(&job), stored }).await;
+    }
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p15_a_step_that_prints_faster_than_it_is_stored_waits_and_nothing_is_missing() {
+    let mut fleet = Fleet::new().await;
+    fleet.spool_bytes_max = 24 << 20;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "head -c 60000000 /dev/zero");
+    fleet.running(&job).await;
+    let spool = fleet.state().join(format!("spool/{}-{}.log", job.execution.to_hex(), job.attempt));
+    let mut end = Offsets::default();
+    while end.stdout < 60_000_000 {
+        for run in fleet.output().await.runs {
+            assert_eq!(run.offset, end.of(run.stream), "P14: contiguous");
+            *end.of_mut(run.stream) = run.end();
+        }
+        // Zeros that take room: a hole has no blocks.
+        let held = std::fs::metadata(&spool).unwrap().blocks() * 512;
+        assert!(held < 27 << 20, "{held} bytes are held");
+        fleet.control(&worker, Control::Stored { claim: claim(&job), stored: end }).await;
+    }
+    let finished = fleet.finished().await;
+    assert_eq!((finished.outcome, finished.output), (Outcome::Passed, end));
+    worker.stop().await;
+}
+
+/// What was stored and given back before a worker died is neither asked of the dead one's spool nor sent again.
+#[tokio::test]
+async fn p15_a_restarted_worker_goes_on_behind_what_it_gave_back() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "head -c 30000000 /dev/zero; await end; echo end");
+    fleet.running(&job).await;
+    let mut stored = Offsets::default();
+    while stored.stdout < 29_900_000 {
+        for run in fleet.output().await.runs {
+            *stored.of_mut(run.stream) = run.end();
+        }
+        fleet.control(&worker, Control::Stored { claim: claim(&job), stored }).await;
+    }
+    let spool = fleet.state().join(format!("spool/{}-{}.log", job.execution.to_hex(), job.attempt));
+    fleet.heartbeat_where(|_| std::fs::metadata(&spool).is_ok_and(|spool| spool.blocks() * 512 < 20_000_000)).await;
+    worker.crash().await;
+    let (worker, _) = fleet.started().await;
+    fleet.engine.raise("end");
+    let finished = fleet.finished().await;
+    assert_eq!((finished.outcome, finished.output.stdout), (Outcome::Passed, 30_000_004));
+    // All that is left on the disk, which is less than half of it.
+    let first = loop {
+        let message = fleet.output().await;
+        if message.incarnation == worker.incarnation {
+            break message.runs;
+        }
+    };
+    assert!(first[0].offset >= 16_000_000, "{}", first[0].offset);
+    // What it hears to be stored is skipped on the way.
+    let stored = Offsets { stdout: 29_000_000, stderr: 0 };
+    fleet.control(&worker, Control::Stored { claim: claim(&job), stored }).await;
+    let log = fleet.log(&claim(&job), stored, finished.output).await;
+    assert!(log.text(Stream::Stdout).ends_with("\0end\n"));
     worker.stop().await;
 }
 
