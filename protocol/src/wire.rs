@@ -14,6 +14,12 @@ const _: () = assert!(VERSION == 1, "BEGINNING says it as well");
 /// No message of ours comes near; a larger body is somebody's mistake or attack.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Between messages that share a body. JSON as we write it has none in it.
+const BETWEEN: u8 = b'\n';
+
+/// How large a body is made by [`share`]: one frame of RabbitMQ's, so that one of them is never cut up on its way.
+const SHARED_BYTES_MAX: usize = 120 * 1024;
+
 /// Why a body could not be read. Its text goes into the dead letter's `x-longshore-reason` header.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
@@ -69,6 +75,26 @@ pub fn decode<M: DeserializeOwned>(body: &[u8]) -> Result<M, Unreadable> {
     serde_json::from_slice(body).map_err(Unreadable::Shape)
 }
 
+/// Puts a message behind what a body holds, to be read by [`decode_all`]: what a broker does is per body, and costs it
+/// more than a body costs us. `false`, and nothing done, where that would make the body large.
+pub fn share(body: &mut Vec<u8>, message: &[u8]) -> bool {
+    let fits = body.len() + 1 + message.len() <= SHARED_BYTES_MAX;
+    if fits {
+        body.push(BETWEEN);
+        body.extend_from_slice(message);
+    }
+    fits
+}
+
+/// The messages that arrived in one body, in order: a line each, and most bodies have one. All of them or none: what is
+/// acknowledged is the body.
+pub fn decode_all<M: DeserializeOwned>(body: &[u8]) -> Result<Vec<M>, Unreadable> {
+    if body.len() > BODY_BYTES_MAX {
+        return Err(Unreadable::TooLarge { bytes: body.len() });
+    }
+    body.split(|byte| *byte == BETWEEN).map(decode).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +108,23 @@ mod tests {
         let body = br#"{"v":1,"type":"tick","epoch":3,"number":9,"since":"later"}"#;
         assert_eq!(decode::<HeartbeatMessage>(body).unwrap(), TICK);
         assert_eq!(decode::<HeartbeatMessage>(&encode(&TICK)).unwrap(), TICK);
+    }
+
+    #[test]
+    fn p1_messages_that_share_a_body_are_read_all_or_none() {
+        let tick = |number| HeartbeatMessage::Tick { epoch: Epoch(3), number };
+        let mut body = encode(&tick(1));
+        assert_eq!(decode_all::<HeartbeatMessage>(&body).unwrap(), [tick(1)]);
+        let mut expected = vec![tick(1)];
+        while share(&mut body, &encode(&tick(7))) {
+            expected.push(tick(7));
+        }
+        assert_eq!(decode_all::<HeartbeatMessage>(&body).unwrap(), expected);
+        assert!(expected.len() > 1_000 && body.len() <= SHARED_BYTES_MAX, "{}", expected.len());
+        body.extend_from_slice(b"\n{\"v\":2}");
+        let reason = decode_all::<HeartbeatMessage>(&body).unwrap_err().to_string();
+        assert!(reason.contains("version 2"), "{reason}");
+        assert!(decode_all::<HeartbeatMessage>(b"").is_err());
     }
 
     #[test]

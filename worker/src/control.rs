@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use longshore_protocol::broker::{Broker, BrokerError, dead_letter};
 use longshore_protocol::control::{Control, ControlMessage};
 use longshore_protocol::event::Claim;
@@ -47,11 +48,16 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, mut h
     let removing = remove_all(&context, wanted);
     let obeying = async {
         while let Some(Some(delivery)) = stopped.run_until_cancelled(consumer.next()).await {
-            match wire::decode::<ControlMessage>(&delivery.body) {
-                Ok(message) => {
-                    if let Err(error) = obey(&context, &mut highest, &removals, message).await {
-                        return context.fail(error);
+            match wire::decode_all::<ControlMessage>(&delivery.body) {
+                Ok(messages) => {
+                    let mut settled = Vec::new();
+                    for message in messages {
+                        if let Err(error) = obey(&context, &mut highest, &removals, &mut settled, message).await {
+                            return context.fail(error);
+                        }
                     }
+                    // Together: their records are one write.
+                    join_all(settled.into_iter().map(|key| context.attempts.forget(key))).await;
                     if let Err(error) = delivery.ack().await {
                         tracing::debug!(%error, "a control message comes again");
                     }
@@ -76,6 +82,7 @@ async fn obey<B: Broker, E: Engine>(
     context: &Arc<Context<B, E>>,
     highest: &mut Epoch,
     removals: &mpsc::Sender<Unwanted>,
+    settled: &mut Vec<AttemptKey>,
     message: ControlMessage,
 ) -> Result<(), WorkerError> {
     let ControlMessage { epoch, worker, incarnation, control } = message;
@@ -108,7 +115,7 @@ async fn obey<B: Broker, E: Engine>(
         Control::Settled { claim } => {
             let key = AttemptKey::of(&claim);
             if context.attempts.is_finished(key) {
-                context.attempts.forget(key).await;
+                settled.push(key);
             }
         }
         Control::Sync => context.reporter.records().await,

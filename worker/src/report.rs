@@ -135,14 +135,15 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, repor
                 }
             }
         }
-        let mut messages = Vec::with_capacity(batch.len());
+        let mut messages = Vec::new();
         for Report { news, .. } in &batch {
             let number = shared.sent.load(Ordering::Relaxed) + 1;
             if matches!(news, News::Records) {
                 // Before they are looked at: a sync from now on is answered by the next ones.
                 shared.records_queued.store(false, Ordering::Release);
             }
-            messages.push(message(&context, number, news));
+            // P9: in one body they keep their order as well.
+            message(&context, number, news).join(&mut messages);
             shared.sent.store(number, Ordering::Release);
         }
         if !until_confirmed(&context, messages, "events").await {

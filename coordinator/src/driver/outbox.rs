@@ -110,7 +110,7 @@ impl<B: Broker> Publisher<B> {
         };
         let Some(published) = rows.last().map(|row| row.id) else { return Ok(None) };
         self.declare_pools(&rows).await?;
-        match self.broker.publish(rows.iter().map(message).collect()).await {
+        match self.broker.publish(messages(&rows)).await {
             Ok(()) => self.report(rows.into_iter().map(confirmed).collect()).await,
             Err(PublishError::Returned { .. }) => {
                 // A pool's queue that somebody deleted is made again, or its jobs would be returned for ever.
@@ -158,6 +158,18 @@ impl<B: Broker> Publisher<B> {
             drop(self.done.send(one).await);
         }
     }
+}
+
+/// What a worker is told shares bodies: it is read by one who takes all of it. Jobs are claimed one by one (P4).
+fn messages(rows: &[OutboxRow]) -> Vec<Outgoing> {
+    let mut messages = Vec::new();
+    for row in rows {
+        match row.about {
+            OutboxAbout::Control => message(row).join(&mut messages),
+            OutboxAbout::Job { .. } => messages.push(message(row)),
+        }
+    }
+    messages
 }
 
 fn message(row: &OutboxRow) -> Outgoing {

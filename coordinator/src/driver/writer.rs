@@ -10,7 +10,6 @@ use longshore_protocol::heartbeat::HeartbeatMessage;
 use longshore_protocol::output::{Offsets, OutputMessage, Stream};
 use longshore_protocol::wire::{self, Unreadable};
 use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, Shard};
-use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
@@ -90,6 +89,17 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// P9: of what was heard of a worker only the last number is ever read again. Its events come many in a batch.
+    fn supersede(&mut self, by: &Entry) {
+        let Entry::Heard { worker, incarnation, .. } = by else { return };
+        let is_older = |row: &EntryRow| {
+            matches!(&row.entry, Entry::Heard { worker: w, incarnation: i, .. } if w == worker && i == incarnation)
+        };
+        if let Some(older) = self.batch.entries.iter().rposition(is_older) {
+            self.batch.entries.remove(older);
+        }
+    }
+
     /// Whether there is nothing to put on disk. Asked once the logs' lines are in the batch.
     fn writes_nothing(&self) -> bool {
         let Batch { entries, runs, steps, outbox, outbox_done, logs, log_rows, log_ends, chunks } = &self.batch;
@@ -146,13 +156,9 @@ impl<B: Broker> Writer<B> {
             Arrival::Clock => self.apply(&Input::Clock, work),
             Arrival::Renew => {}
             Arrival::Delivery(source, delivery) => match source {
-                Source::Events => {
-                    self.read(delivery, work, |writer, event: EventMessage, work| {
-                        writer.apply(&Input::Event(event), work);
-                    });
-                }
-                Source::Heartbeats => self.read(delivery, work, Self::heartbeat),
-                Source::Output => self.read(delivery, work, Self::output),
+                Source::Events => self.read(wire::decode_all, delivery, work, Self::events),
+                Source::Heartbeats => self.read(wire::decode, delivery, work, Self::heartbeat),
+                Source::Output => self.read(wire::decode, delivery, work, Self::output),
             },
         }
         Ok(())
@@ -228,13 +234,14 @@ impl<B: Broker> Writer<B> {
 
     /// P1: what cannot be read goes to the dead letters and never wedges a consumer. A task does it,
     /// because the broker may be away; it is bounded by the prefetch, each being unacknowledged.
-    fn read<M: DeserializeOwned>(
+    fn read<M>(
         &mut self,
+        decode: impl FnOnce(&[u8]) -> Result<M, Unreadable>,
         mut delivery: Delivery,
         work: &mut Work,
         then: impl FnOnce(&mut Self, M, &mut Work),
     ) {
-        match wire::decode(&delivery.body) {
+        match decode(&delivery.body) {
             Ok(message) => {
                 // Only its ack is still wanted: of output there are megabytes in a batch, in three forms.
                 delivery.body = Vec::new();
@@ -254,6 +261,12 @@ impl<B: Broker> Writer<B> {
                 tracing::warn!(%error, "an unreadable message was not dead-lettered: it comes again");
             }
         });
+    }
+
+    fn events(&mut self, messages: Vec<EventMessage>, work: &mut Work) {
+        for message in messages {
+            self.apply(&Input::Event(message), work);
+        }
     }
 
     fn heartbeat(&mut self, message: HeartbeatMessage, work: &mut Work) {
@@ -342,6 +355,7 @@ impl<B: Broker> Writer<B> {
                 Entry::Joined { .. } | Entry::Back { .. } | Entry::LeaseEnded { .. } => work.workers_changed = true,
                 _ => {}
             }
+            work.supersede(&entry);
             self.counters.seq += 1;
             work.batch.entries.push(EntryRow { seq: self.counters.seq, at_ms: self.now, entry });
         }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test crate uses its part of it
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -254,6 +255,8 @@ pub struct ScriptedWorker<B: Broker = MemoryBroker> {
     pool: Consumer,
     own: Consumer,
     control: Consumer,
+    /// Came in one body with what was read last.
+    told: VecDeque<ControlMessage>,
 }
 
 impl ScriptedWorker {
@@ -274,7 +277,8 @@ impl<B: Broker> ScriptedWorker<B> {
         let own = consume(topology.worker_jobs(SHARD, &id)).await;
         let control = consume(topology.control(&id)).await;
         let incarnation = Incarnation { start: 1, nonce: 7 };
-        let mut worker = Self { broker, topology, id, incarnation, number: 0, pool, own, control };
+        let told = VecDeque::new();
+        let mut worker = Self { broker, topology, id, incarnation, number: 0, pool, own, control, told };
         let engine = EngineId(format!("engine-{}", worker.id));
         let (version, host) = ("0".to_owned(), "host".to_owned());
         worker.event(Event::Hello(Hello { engine, pool: pool_name, slots: 4, version, host, records: vec![] })).await;
@@ -295,10 +299,12 @@ impl<B: Broker> ScriptedWorker<B> {
     }
 
     pub async fn next_control(&mut self) -> ControlMessage {
-        let delivery = patiently("a control message", self.control.next()).await.expect("the broker is there");
-        let message = wire::decode(&delivery.body).unwrap();
-        delivery.ack().await.unwrap();
-        message
+        if self.told.is_empty() {
+            let delivery = patiently("a control message", self.control.next()).await.expect("the broker is there");
+            self.told = wire::decode_all(&delivery.body).unwrap().into();
+            delivery.ack().await.unwrap();
+        }
+        self.told.pop_front().expect("a body holds a message")
     }
 
     /// Reads on until a control message of this kind comes.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub use dead_letter::{DEAD_LETTERS_METRIC, QUEUE_HEADER, REASON_HEADER, dead_letter};
 
 use crate::topology::{Address, Queue};
+use crate::wire;
 
 /// A message on its way out. Always persistent and mandatory (P2).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,15 @@ impl Outgoing {
     /// A message without headers.
     pub fn new(to: Address, body: Vec<u8>) -> Self {
         Self { to, body, headers: BTreeMap::new() }
+    }
+
+    /// Puts a message behind others, into the last body that goes to the same place if there is room: for receivers who
+    /// [read all](crate::wire::decode_all). The order of what goes to one place stays as it is.
+    pub fn join(self, messages: &mut Vec<Self>) {
+        let before = messages.iter_mut().rev().find(|before| before.to == self.to);
+        if !before.is_some_and(|before| wire::share(&mut before.body, &self.body)) {
+            messages.push(self);
+        }
     }
 }
 

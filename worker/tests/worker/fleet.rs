@@ -1,6 +1,6 @@
 //! The other side: a coordinator that does what the test says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub(crate) struct Fleet {
     /// The last event that was read: who sent it, and its number.
     seen: Option<(Incarnation, u64)>,
     events: Consumer,
+    /// Came in one body with the last one.
+    unread: VecDeque<EventMessage>,
     heartbeats: Consumer,
     output: Consumer,
 }
@@ -76,6 +78,7 @@ impl Fleet {
             container: String::new(),
             seen: None,
             events,
+            unread: VecDeque::new(),
             heartbeats,
             output,
         }
@@ -184,7 +187,10 @@ impl Fleet {
     }
 
     pub(crate) async fn message(&mut self) -> EventMessage {
-        let message: EventMessage = next(&mut self.events, "event").await;
+        if self.unread.is_empty() {
+            self.unread = events(&mut self.events).await;
+        }
+        let message = self.unread.pop_front().expect("a body holds a message");
         self.seen = Some((message.incarnation, message.number));
         if let Event::Started(started) = &message.event {
             self.container.clone_from(&started.container);
@@ -390,6 +396,14 @@ pub(crate) fn claims(records: &[AttemptRecord]) -> Vec<Claim> {
 pub(crate) async fn next_delivery(consumer: &mut Consumer, what: &str) -> Delivery {
     let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await;
     delivery.unwrap_or_else(|_| panic!("no {what} came")).expect("the broker is open")
+}
+
+/// The events of the next body.
+pub(crate) async fn events(consumer: &mut Consumer) -> VecDeque<EventMessage> {
+    let delivery = next_delivery(consumer, "event").await;
+    let messages: Vec<EventMessage> = wire::decode_all(&delivery.body).unwrap();
+    delivery.ack().await.unwrap();
+    messages.into()
 }
 
 async fn next<M: DeserializeOwned>(consumer: &mut Consumer, what: &str) -> M {

@@ -1,5 +1,6 @@
 //! The same worker on RabbitMQ and a Docker Engine: what the fakes cannot show.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use longshore_protocol::broker::amqp::AmqpBroker;
@@ -17,7 +18,7 @@ use longshore_worker::{Config, Worker, WorkerError};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{Fleet, LEASE, claim, next_delivery};
+use crate::fleet::{Fleet, LEASE, claim, events};
 use crate::services;
 
 /// A pull of a busybox and some container starts, on a machine that does other things as well.
@@ -30,6 +31,7 @@ struct Real {
     engine: DockerEngine,
     topology: Topology,
     events: Consumer,
+    unread: VecDeque<EventMessage>,
     id: WorkerId,
     incarnation: Incarnation,
     shutdown: CancellationToken,
@@ -49,7 +51,18 @@ impl Real {
         let worker = Worker::open(config, broker.clone(), engine.clone()).await.unwrap();
         let (id, incarnation, shutdown) = (worker.id().clone(), worker.incarnation(), CancellationToken::new());
         let running = tokio::spawn(worker.run(shutdown.clone()));
-        let mut real = Self { fleet, broker, engine, topology, events, id, incarnation, shutdown, running };
+        let mut real = Self {
+            fleet,
+            broker,
+            engine,
+            topology,
+            events,
+            unread: VecDeque::new(),
+            id,
+            incarnation,
+            shutdown,
+            running,
+        };
         assert!(matches!(real.next().await, Event::Hello(_)));
         real
     }
@@ -73,10 +86,10 @@ impl Real {
     }
 
     async fn next(&mut self) -> Event {
-        let delivery = next_delivery(&mut self.events, "event").await;
-        let message: EventMessage = wire::decode(&delivery.body).unwrap();
-        delivery.ack().await.unwrap();
-        message.event
+        if self.unread.is_empty() {
+            self.unread = events(&mut self.events).await;
+        }
+        self.unread.pop_front().expect("a body holds a message").event
     }
 
     async fn finished(&mut self) -> Finished {
