@@ -168,10 +168,7 @@ impl Unpacking {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let attributes = attributes(entry)?;
                 let parent = self.open_parent(&path).map_err(io_failed)?;
-                replace(&parent, &name)?;
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(&parent, &name, flags, Mode::RUSR | Mode::WUSR).map_err(io_failed)?;
-                let mut file = std::fs::File::from(file);
+                let mut file = std::fs::File::from(create(&parent, &name, io_failed)?);
                 self.copy(entry, &mut file, &shown)?;
                 self.links.remove(&path);
                 // The owner first: a change of it takes the set-user-id bit and the capability away.
@@ -335,6 +332,24 @@ fn c_string(name: &OsStr) -> Option<CString> {
 fn is_directory(parent: impl AsFd, name: &CString) -> bool {
     let found = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
     found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+/// A new file. What has the name already is rare, and looked for only then: in a union of directories that is the
+/// dearer half.
+fn create(
+    parent: impl AsFd,
+    name: &CString,
+    io_failed: impl Fn(Errno) -> InjectFailed,
+) -> Result<OwnedFd, InjectFailed> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR);
+    match open() {
+        Err(Errno::EXIST) => {
+            replace(&parent, name)?;
+            open().map_err(io_failed)
+        }
+        opened => opened.map_err(io_failed),
+    }
 }
 
 /// What has the name goes, a directory with all below it: as the Engine does it.

@@ -11,6 +11,9 @@ use tokio_util::io::ReaderStream;
 
 use super::{ApiError, ApiState};
 
+/// One read of a blob: each is a hop to a thread that may wait for the disk, and costs more than the bytes of a small one.
+const PIECE_BYTES: usize = 256 * 1024;
+
 /// HEAD is answered by this as well: axum leaves the body away.
 pub(super) async fn get(
     State(state): State<ApiState>,
@@ -19,7 +22,7 @@ pub(super) async fn get(
     let Path(hash) = hash?;
     let (file, bytes) = state.blobs.read(&hash).await?.ok_or(ApiError::NotFound("blob"))?;
     let headers = [(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_LENGTH, bytes.to_string())];
-    Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
+    Ok((headers, Body::from_stream(ReaderStream::with_capacity(file, PIECE_BYTES))).into_response())
 }
 
 /// 201 when it is on disk and is what its name says, 200 if it was there, 422 if it is something else.

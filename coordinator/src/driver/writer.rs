@@ -92,9 +92,7 @@ impl Work {
     /// P9: of what was heard of a worker only the last number is ever read again. Its events come many in a batch.
     fn supersede(&mut self, by: &Entry) {
         let Entry::Heard { worker, incarnation, .. } = by else { return };
-        let is_older = |row: &EntryRow| {
-            matches!(&row.entry, Entry::Heard { worker: w, incarnation: i, .. } if w == worker && i == incarnation)
-        };
+        let is_older = |row: &EntryRow| matches!(&row.entry, Entry::Heard { worker: w, incarnation: i, .. } if w == worker && i == incarnation);
         if let Some(older) = self.batch.entries.iter().rposition(is_older) {
             self.batch.entries.remove(older);
         }

@@ -101,6 +101,10 @@ impl Outgoing {
         if self.written == self.waiting.len() {
             self.waiting.clear();
             self.written = 0;
+        } else if self.written >= WAITING_BYTES_MAX {
+            // A tar that comes faster than it is unpacked never leaves the buffer empty: it would hold all of it.
+            self.waiting.drain(..self.written);
+            self.written = 0;
         }
         Ok(())
     }
