@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use longshore_protocol::output::{Offsets, RUN_BYTES_MAX, Run, Stream};
@@ -25,7 +25,9 @@ const FRAMES_OF_A_PIECE_BYTES_MAX: usize = 2 * (RUN_BYTES_MAX + 64);
 
 /// One attempt's output on its way to the disk.
 pub(crate) struct Spool {
-    file: Arc<File>,
+    path: PathBuf,
+    /// Made with the first line: a file that is made and removed again was half of what a step cost that writes none.
+    file: Option<Arc<File>>,
     spooled: watch::Sender<Spooled>,
     splitters: [(Stream, LineSplitter); 2],
     /// INVARIANT: of what is in the file whole. Final once [`finish`](Self::finish) has returned.
@@ -54,9 +56,9 @@ pub(crate) struct Bounds {
 impl Spool {
     /// An empty spool; what was there before is dropped.
     pub(crate) async fn create(path: &Path, spooled: watch::Sender<Spooled>, bounds: Bounds) -> io::Result<Self> {
-        let path = path.to_owned();
-        let file = blocking(move || File::create(path)).await?;
-        Ok(Self::of(file, Place::default(), spooled, bounds))
+        let before = path.to_owned();
+        blocking(move || if before.try_exists()? { std::fs::remove_file(before) } else { Ok(()) }).await?;
+        Ok(Self::of(path, None, Place::default(), spooled, bounds))
     }
 
     /// P10: goes on behind what an earlier incarnation wrote.
@@ -66,17 +68,19 @@ impl Spool {
         spooled: watch::Sender<Spooled>,
         bounds: Bounds,
     ) -> io::Result<Self> {
-        let path = path.to_owned();
-        let file = blocking(move || File::options().append(true).open(path)).await?;
-        Ok(Self::of(file, found, spooled, bounds))
+        let there = (found.position > 0).then(|| path.to_owned());
+        let open = |path| File::options().append(true).open(path);
+        let file = blocking(move || there.map(open).transpose()).await?;
+        Ok(Self::of(path, file, found, spooled, bounds))
     }
 
-    fn of(file: File, found: Place, spooled: watch::Sender<Spooled>, bounds: Bounds) -> Self {
+    fn of(path: &Path, file: Option<File>, found: Place, spooled: watch::Sender<Spooled>, bounds: Bounds) -> Self {
         let splitter = |stream| (stream, LineSplitter::from(stream, found.offsets.of(stream)));
         // Once something was left out, nothing more is taken: a log has one hole at most, at its end.
         let taken = if found.missing.total() > 0 { bounds.taken } else { found.read().total() };
         Self {
-            file: Arc::new(file),
+            path: path.to_owned(),
+            file: file.map(Arc::new),
             spooled,
             splitters: [Stream::Stdout, Stream::Stderr].map(splitter),
             written: found,
@@ -216,8 +220,9 @@ impl Spool {
         }
         // A worker that crashes leaves what it wrote; a host that loses its power only what was synced. Once is
         // enough: until it is finished, an attempt does not survive its host anyway.
-        if self.unsynced {
-            let file = Arc::clone(&self.file);
+        if self.unsynced
+            && let Some(file) = self.file.clone()
+        {
             blocking(move || file.sync_data()).await?;
             self.unsynced = false;
         }
@@ -247,9 +252,14 @@ impl Spool {
         // Also if this is dropped half-way.
         (self.broken, self.unsynced) = (true, true);
         // Not kept for the next ones: a hundred quiet steps hold nothing.
-        let (file, frames) = (Arc::clone(&self.file), std::mem::take(&mut self.frames));
+        let (file, path, frames) = (self.file.clone(), self.path.clone(), std::mem::take(&mut self.frames));
         let bytes = frames.len() as u64;
-        blocking(move || (&*file).write_all(&frames)).await?;
+        let written = move || {
+            let file = file.map_or_else(|| File::create(path).map(Arc::new), Ok)?;
+            (&*file).write_all(&frames)?;
+            Ok::<_, io::Error>(file)
+        };
+        self.file = Some(blocking(written).await?);
         self.broken = false;
         self.ahead.position += bytes;
         self.written = self.ahead;
@@ -336,6 +346,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_is_made_with_the_first_line_and_what_was_there_before_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        std::fs::write(&path, "of an attempt that is forgotten").unwrap();
+        let spooled = watch::Sender::default();
+        let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
+        assert_eq!((spool.finish().await.unwrap(), path.exists()), (Offsets::default(), false));
+        // P10: so a restart finds none.
+        let [_, found] = spool::recover(&path).unwrap();
+        assert_eq!(found, Place::default());
+        let mut spool = Spool::resume(&path, found, spooled.clone(), AMPLE).await.unwrap();
+        drained(&mut spool, vec![piece(Stream::Stdout, "one\n")]).await.unwrap();
+        assert_eq!(end_of(&sent(&path, &spooled), Stream::Stdout), 4);
+    }
+
+    #[tokio::test]
     async fn p14_many_short_lines_come_whole_and_are_not_held_in_memory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
@@ -357,10 +383,10 @@ mod tests {
         let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
         drained(&mut spool, vec![piece(Stream::Stdout, "kept\n")]).await.unwrap();
         // A disk that takes no more.
-        spool.file = Arc::new(File::options().write(true).open("/dev/full").unwrap());
+        spool.file = Some(Arc::new(File::options().write(true).open("/dev/full").unwrap()));
         drained(&mut spool, vec![piece(Stream::Stdout, "lost\n")]).await.unwrap_err();
         // It takes some again: behind a hole nothing may be written.
-        spool.file = Arc::new(File::options().append(true).open(&path).unwrap());
+        spool.file = Some(Arc::new(File::options().append(true).open(&path).unwrap()));
         spool.note("never").await.unwrap_err();
         spool.finish().await.unwrap_err();
         assert_eq!(spool.written(), Offsets { stdout: 5, stderr: 0 });
