@@ -109,8 +109,8 @@ fn compress(text: &[u8]) -> Result<Vec<u8>, StoreError> {
     zstd::bulk::compress(text, LEVEL).map_err(unreadable)
 }
 
-fn unreadable(why: impl ToString) -> StoreError {
-    StoreError::Unreadable { what: "a log", why: why.to_string() }
+fn unreadable(why: impl Into<Box<dyn std::error::Error>>) -> StoreError {
+    StoreError::Unreadable { what: "a log", why: why.into().to_string() }
 }
 
 #[cfg(test)]

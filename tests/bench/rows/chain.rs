@@ -85,7 +85,7 @@ impl<K: Keys> Row for Chain<K> {
     }
 
     async fn ours(&mut self) -> Result<Vec<f64>> {
-        let ran = drive::run(&self.fleet, &self.pipeline()).await?;
+        let ran = drive::run(&self.fleet, &pipeline(K::KEYED)).await?;
         self.last = Some(ran.view);
         Ok(vec![ran.settled.as_secs_f64()])
     }
@@ -116,21 +116,6 @@ impl<K: Keys> Row for Chain<K> {
 }
 
 impl<K: Keys> Chain<K> {
-    fn pipeline(&self) -> String {
-        let salt = Uuid::new_v4().simple().to_string();
-        let mut text = format!("name: chain\ndefaults: {{image: \"{IMAGE}\"}}\nsteps:\n");
-        for n in 1..=STEPS {
-            let _ = writeln!(text, "  - name: s{n}\n    run: {}", command(n));
-            if n > 1 {
-                let _ = writeln!(text, "    from: s{}", n - 1);
-            }
-            if K::KEYED {
-                let _ = writeln!(text, "    cache: {{key: {salt}-{n}}}");
-            }
-        }
-        text
-    }
-
     async fn buildkit(&self, more: &[&str]) -> Result<f64> {
         let args = [&["build", "--no-cache"], more, &[stand::text(&self.context)?]].concat();
         let mut command = self.stand.docker(&args);
@@ -139,6 +124,22 @@ impl<K: Keys> Chain<K> {
         stand::said(&mut command).await?;
         Ok(began.elapsed().as_secs_f64())
     }
+}
+
+/// With a key of its own for each step, if so: none was there before.
+fn pipeline(keyed: bool) -> String {
+    let salt = Uuid::new_v4().simple().to_string();
+    let mut text = format!("name: chain\ndefaults: {{image: \"{IMAGE}\"}}\nsteps:\n");
+    for n in 1..=STEPS {
+        let _ = writeln!(text, "  - name: s{n}\n    run: {}", command(n));
+        if n > 1 {
+            let _ = writeln!(text, "    from: s{}", n - 1);
+        }
+        if keyed {
+            let _ = writeln!(text, "    cache: {{key: {salt}-{n}}}");
+        }
+    }
+    text
 }
 
 fn command(n: usize) -> String {

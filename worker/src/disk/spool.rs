@@ -377,7 +377,7 @@ mod tests {
     fn p15_what_was_given_back_takes_no_room_and_the_rest_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
-        let runs: Vec<Run> = (0..40).map(|n| run(n * 60_000, &[&[b'x'; 59_999][..], b"\n"].concat())).collect();
+        let runs: Vec<Run> = (0..40).map(|n| run(n * 60_000, &[vec![b'x'; 59_999], vec![b'\n']].concat())).collect();
         let mut bytes = spool(&runs[..20]);
         encode(&Run { stream: Stream::Stderr, ..run(0, b"ours\n") }, Words::Ours, &mut bytes);
         bytes.extend(spool(&runs[20..]));
