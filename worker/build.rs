@@ -4,6 +4,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -31,6 +32,15 @@ fn main() {
 
     let binary = dir.join(&target).join(PROFILE).join(PACKAGE);
     println!("cargo::rustc-env=LONGSHORE_SUPERVISOR={}", binary.display());
+    let bytes = std::fs::read(&binary).expect("cargo has just built it");
+    println!("cargo::rustc-env=LONGSHORE_SUPERVISOR_NAME=supervisor-{:016x}", hash(&bytes));
+}
+
+/// Tells one version from another. Not of cryptographic strength: nobody chooses these bytes but we.
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 fn cargo(root: &Path, target: &str, dir: &Path) -> Command {

@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 /// Static, and for this machine's kind: made by `build.rs`.
 static BINARY: &[u8] = include_bytes!(env!("LONGSHORE_SUPERVISOR"));
 
+/// What its file is called, by a hash of what it holds. Made by `build.rs` too: to look at all of it at each start would
+/// hold a megabyte of an idle worker's memory.
+const NAME: &str = env!("LONGSHORE_SUPERVISOR_NAME");
+
 /// Everybody may execute it: user namespaces make of a container's root somebody else.
 const EXECUTABLE: u32 = 0o555;
 
@@ -43,14 +47,13 @@ impl Place {
         fs::create_dir_all(&containers)?;
         fs::set_permissions(&containers, Permissions::from_mode(ALL))?;
         // Named by what it holds: another version's worker does not change what this one's containers run.
-        let name = format!("supervisor-{}", &blake3::hash(BINARY).to_hex()[..16]);
-        let binary = dir.join(&name);
+        let binary = dir.join(NAME);
         let whole =
             |found: fs::Metadata| found.len() == BINARY.len() as u64 && found.permissions().mode() & 0o555 == 0o555;
         if !fs::metadata(&binary).is_ok_and(whole) {
-            write_whole(&binary, &dir.join(format!("{name}.new")))?;
+            write_whole(&binary, &dir.join(format!("{NAME}.new")))?;
         }
-        forget_others(dir, &name);
+        forget_others(dir, NAME);
         Ok(Self { binary, containers })
     }
 
