@@ -172,7 +172,7 @@ impl Offsets {
 
     /// Of both.
     pub fn total(&self) -> u64 {
-        self.stdout + self.stderr
+        self.stdout.saturating_add(self.stderr)
     }
 }
 

@@ -95,6 +95,22 @@ pub fn decode_all<M: DeserializeOwned>(body: &[u8]) -> Result<Vec<M>, Unreadable
     body.split(|byte| *byte == BETWEEN).map(decode).collect()
 }
 
+/// Those of a body's messages that can be read, in order, and why another one cannot: for what is harmless when it comes
+/// twice, so that what stands beside an unreadable message is heard all the same.
+pub fn decode_some<M: DeserializeOwned>(body: &[u8]) -> (Vec<M>, Option<Unreadable>) {
+    if body.len() > BODY_BYTES_MAX {
+        return (Vec::new(), Some(Unreadable::TooLarge { bytes: body.len() }));
+    }
+    let (mut messages, mut unreadable) = (Vec::new(), None);
+    for line in body.split(|byte| *byte == BETWEEN) {
+        match decode(line) {
+            Ok(message) => messages.push(message),
+            Err(reason) => unreadable = unreadable.or(Some(reason)),
+        }
+    }
+    (messages, unreadable)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -54,9 +54,9 @@ pub struct Config {
     pub metrics_render: Option<PrometheusHandle>,
     /// The embedded worker is given its id. `None`: it makes one and keeps it in the state directory.
     pub worker_id: Option<WorkerId>,
-    /// P15: bytes of one step's output that are kept on disk until they are stored; at least 32 MiB, of which half is
-    /// given back at a time. A step that has so much there waits, where there is a supervisor to make it wait; else
-    /// what goes beyond is counted, and the log says so.
+    /// P15: bytes of one step's spool that are kept on disk until they are stored. A step that has so much there waits,
+    /// where there is a supervisor to make it wait; else what goes beyond is counted, and the log says so. At least 128
+    /// MiB: 16 are given back at a time, after 2 MiB of output are stored, which in lines of one byte are 60 of frames.
     pub spool_bytes_max: u64,
     /// P15: bytes of one step's output that are taken at all; what goes beyond is counted, and the log says so.
     pub output_bytes_max: u64,

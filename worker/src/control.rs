@@ -48,26 +48,22 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, mut h
     let removing = remove_all(&context, wanted);
     let obeying = async {
         while let Some(Some(delivery)) = stopped.run_until_cancelled(consumer.next()).await {
-            match wire::decode_all::<ControlMessage>(&delivery.body) {
-                Ok(messages) => {
-                    let mut settled = Vec::new();
-                    for message in messages {
-                        if let Err(error) = obey(&context, &mut highest, &removals, &mut settled, message).await {
-                            return context.fail(error);
-                        }
-                    }
-                    // Together: their records are one write.
-                    join_all(settled.into_iter().map(|key| context.attempts.forget(key))).await;
-                    if let Err(error) = delivery.ack().await {
-                        tracing::debug!(%error, "a control message comes again");
-                    }
+            let (messages, unreadable) = wire::decode_some::<ControlMessage>(&delivery.body);
+            let mut settled = Vec::new();
+            for message in messages {
+                if let Err(error) = obey(&context, &mut highest, &removals, &mut settled, message).await {
+                    return context.fail(error);
                 }
-                Err(reason) => {
-                    // P1
-                    if let Err(error) = dead_letter(&context.broker, &context.topology, delivery, &reason).await {
-                        tracing::warn!(%error, "an unreadable control message comes again");
-                    }
+            }
+            // Together: their records are one write.
+            join_all(settled.into_iter().map(|key| context.attempts.forget(key))).await;
+            if let Some(reason) = unreadable {
+                // P1
+                if let Err(error) = dead_letter(&context.broker, &context.topology, delivery, &reason).await {
+                    tracing::warn!(%error, "an unreadable control message comes again");
                 }
+            } else if let Err(error) = delivery.ack().await {
+                tracing::debug!(%error, "a control message comes again");
             }
         }
         consumer.cancel().await;

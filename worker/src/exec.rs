@@ -77,6 +77,8 @@ pub(crate) async fn follow<B: Broker, E: Engine>(
     let limit = Duration::from_millis(task.job.spec.timeout_ms);
     let Running { output, exit, spooled: read } = running;
     let enough = CancellationToken::new();
+    // P15: nothing of it runs any more, so it need not be kept from writing. Also when no more comes.
+    let over = enough.child_token();
     let claim = task.attempt.claim.clone();
 
     let told = async {
@@ -91,12 +93,13 @@ pub(crate) async fn follow<B: Broker, E: Engine>(
         until: began + limit,
     };
     let watched = async {
-        let ((), watched) = tokio::join!(told, watch(context, watching, exit, &enough));
+        let ((), watched) = tokio::join!(told, watch(context, watching, exit, &enough, &over));
         Ok(watched)
     };
     // The output is taken for as long as the command runs, also while it is being stopped. A spool that fails ends
     // it: what it goes on to write would be lost.
-    let spooled = task.spool.drain(output, &read, task.supervised, enough.clone());
+    let waits = task.supervised.then_some(&over);
+    let spooled = task.spool.drain(output, &read, waits, enough.clone());
     let both = tokio::try_join!(watched, spooled);
     let took = began.elapsed();
     let (ended, may_run) = match both {
@@ -142,6 +145,7 @@ async fn watch<B: Broker, E: Engine>(
     watching: Watching,
     mut exit: oneshot::Receiver<Result<Exit, EngineError>>,
     enough: &CancellationToken,
+    over: &CancellationToken,
 ) -> (Ended, bool) {
     let Watching { container, attempt, grace, until } = watching;
     let mut stop = attempt.stop.clone();
@@ -175,6 +179,7 @@ async fn watch<B: Broker, E: Engine>(
         enough.cancel();
         return (ended, true);
     }
+    over.cancel();
     // What it wrote until then belongs to the log.
     let last = last_words(&mut exit, &attempt.spooled).await;
     if last.is_none() {
@@ -186,7 +191,7 @@ async fn watch<B: Broker, E: Engine>(
     }
 }
 
-/// The exit of a command that was stopped, for as long as its output still comes.
+/// The exit of a command that was stopped, for as long as its output still comes, or goes.
 async fn last_words(
     exit: &mut oneshot::Receiver<Result<Exit, EngineError>>,
     spooled: &watch::Sender<Spooled>,

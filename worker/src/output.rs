@@ -94,14 +94,15 @@ impl Spool {
     }
 
     /// Spools what the command writes until both streams have ended, or until `enough`: then what is already here is
-    /// still taken. `read` is told how much of the command's output is here for good (P16): whole lines. Only a
-    /// supervisor's command waits while the spool is full: an Engine whose output is not taken holds up others
+    /// still taken. `read` is told how much of the command's output is here for good (P16): whole lines. If the command
+    /// `waits` while the spool is full, then until that is cancelled, because the command has ended: what is on its way
+    /// is bounded then. Only a supervisor's may: an Engine whose output is not taken holds up others
     /// (`docs/containers.md`).
     pub(crate) async fn drain(
         &mut self,
         mut output: mpsc::Receiver<Piece>,
         read: &watch::Sender<Offsets>,
-        supervised: bool,
+        waits: Option<&CancellationToken>,
         enough: CancellationToken,
     ) -> io::Result<()> {
         let mut pieces = Vec::with_capacity(OUTPUT_PIECES_MAX);
@@ -113,7 +114,6 @@ impl Spool {
                     if count == 0 {
                         return Ok(());
                     }
-                    let waits = supervised.then_some(&enough);
                     self.take(&mut pieces, read, waits).await?;
                 }
                 () = enough.cancelled(), if !output.is_closed() => {
@@ -133,7 +133,7 @@ impl Spool {
         let mut runs = Vec::new();
         for Piece { stream, at_ms, bytes } in pieces.drain(..) {
             metrics::counter!(OUTPUT_BYTES, "stream" => stream.word()).increment(bytes.len() as u64);
-            if self.is_full() {
+            if self.taken < self.bounds.taken && self.is_full() {
                 self.write().await?;
                 read.send_replace(self.written.read());
                 if !self.is_room(waits).await {
@@ -150,9 +150,7 @@ impl Spool {
             }
             self.frame(&mut runs, Words::Commands);
             if !beyond.is_empty() {
-                let missing = self.ahead.missing.of_mut(stream);
-                *missing += beyond.len() as u64;
-                encode_missing(stream, *missing, &mut self.frames);
+                *self.ahead.missing.of_mut(stream) += beyond.len() as u64;
             }
             if self.frames.len() >= FRAMES_BYTES {
                 self.write().await?;
@@ -168,8 +166,7 @@ impl Spool {
         self.spooled.borrow().held() + self.frames.len() as u64 >= self.bounds.held
     }
 
-    /// Whether there is room in a spool that was full. If `waits` it waits for some, until that says that no more comes:
-    /// then what is here is taken all the same. What is spooled goes first: of what was written, nothing waits here.
+    /// Whether there is room in a spool that was full. Waits for some as long as it may.
     async fn is_room(&self, waits: Option<&CancellationToken>) -> bool {
         let Some(enough) = waits else { return !self.is_full() };
         let mut spooled = self.spooled.subscribe();
@@ -244,6 +241,13 @@ impl Spool {
     async fn write(&mut self) -> io::Result<()> {
         if self.broken {
             return Err(io::Error::other("an earlier write of the output failed"));
+        }
+        // Once for all that was left out meanwhile: it stands behind what was read before it.
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let missing = self.ahead.missing.of(stream);
+            if missing != self.written.missing.of(stream) {
+                encode_missing(stream, missing, &mut self.frames);
+            }
         }
         if self.frames.is_empty() {
             return Ok(());
@@ -321,7 +325,7 @@ mod tests {
             drop(sender);
         };
         let read = watch::Sender::default();
-        tokio::join!(spool.drain(output, &read, false, CancellationToken::new()), sending).0?;
+        tokio::join!(spool.drain(output, &read, None, CancellationToken::new()), sending).0?;
         let read = *read.borrow();
         Ok(read)
     }
@@ -457,8 +461,10 @@ mod tests {
                 spooled.send_modify(|now| now.freed += 400);
             }
         };
+        let waits = CancellationToken::new();
+        let draining = spool.drain(output, &read, Some(&waits), CancellationToken::new());
         tokio::select! {
-            drained = async { tokio::join!(spool.drain(output, &read, true, CancellationToken::new()), sending).0 } => drained.unwrap(),
+            drained = async { tokio::join!(draining, sending).0 } => drained.unwrap(),
             () = giving => panic!("nothing more was written"),
         }
         assert!(spooled.borrow().held() < 1000 + 126);
@@ -466,10 +472,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn p15_what_an_ended_command_has_on_its_way_is_taken_into_a_full_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.log");
+        let spooled = watch::Sender::<Spooled>::default();
+        let mut spool = Spool::create(&path, spooled.clone(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
+        let (sender, output) = mpsc::channel(40);
+        for _ in 0..40 {
+            sender.try_send(piece(Stream::Stdout, [&[b'x'; 99][..], b"\n"].concat())).unwrap();
+        }
+        drop(sender);
+        let (read, waits) = (watch::Sender::default(), CancellationToken::new());
+        let mut written = spooled.subscribe();
+        let ended = async {
+            written.wait_for(|now| now.held() >= 900).await.unwrap();
+            waits.cancel();
+        };
+        tokio::join!(spool.drain(output, &read, Some(&waits), CancellationToken::new()), ended).0.unwrap();
+        assert_eq!(spool.finish().await.unwrap(), Offsets { stdout: 4000, stderr: 0 }, "nothing is missing");
+    }
+
+    #[tokio::test]
     async fn p15_a_full_spool_whose_command_cannot_wait_leaves_the_rest_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.log");
-        for (supervised, kept) in [(false, false), (true, true)] {
+        let waits = CancellationToken::new();
+        for (waits, kept) in [(None, false), (Some(&waits), true)] {
             let spooled = watch::Sender::new(Spooled { kept, ..Spooled::default() });
             let mut spool = Spool::create(&path, spooled.clone(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
             let (sender, output) = mpsc::channel(40);
@@ -478,7 +506,7 @@ mod tests {
             }
             drop(sender);
             let read = watch::Sender::default();
-            spool.drain(output, &read, supervised, CancellationToken::new()).await.unwrap();
+            spool.drain(output, &read, waits, CancellationToken::new()).await.unwrap();
             assert_eq!(read.borrow().stdout, 4000);
             let end = spool.finish().await.unwrap();
             let marker = String::from_utf8(sent(&path, &spooled).last().unwrap().bytes.clone()).unwrap();

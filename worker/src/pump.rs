@@ -20,9 +20,6 @@ use crate::engine::Engine;
 use crate::metrics::SPOOL_BYTES;
 use crate::report::until_confirmed;
 
-/// What a run weighs in a message besides its bytes: without it a message of many short ones would have no bound.
-const RUN_OVERHEAD_BYTES: usize = 96;
-
 /// One place of the spool every so often is remembered, so that sending again does not read all of it.
 const INDEX_EVERY_BYTES: u64 = 1024 * 1024;
 
@@ -38,6 +35,8 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, attem
         sent = send(&context, &attempt) => if let Err(error) = sent {
             // The log will be closed with a gap of stated size: its final offsets are in `finished`.
             tracing::error!(%error, spool = %attempt.spool.display(), "the spooled output cannot be read");
+            // Nobody gives anything back any more: a command must not wait for that.
+            attempt.spooled.send_modify(|spooled| spooled.kept = true);
         }
     }
 }
@@ -54,7 +53,8 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
         let now: Spooled = *spooled.borrow_and_update();
         // The first place of the index is never behind what is stored.
         let stored = index.iter().rposition(|known| is_before(known, now.stored)).unwrap_or_default();
-        if now.asked != asked {
+        // What is stored is not sent again; and what is given back is not read.
+        if now.asked != asked || place.position < index[stored].position {
             asked = now.asked;
             place = index[stored];
         }
@@ -66,10 +66,18 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
         // P15
         let is_shut = place.offsets.total() >= now.stored.total() + WINDOW_BYTES;
         if place.position >= now.bytes || is_shut {
-            let goes_on = match on_its_way.take() {
-                Some(batch) => batch.await,
-                None if is_shut => opened(context, &mut spooled).await,
-                None => changed(context, &mut spooled).await,
+            let goes_on = match (on_its_way.take(), &reader) {
+                (Some(batch), _) => batch.await,
+                (None, Some(file)) if is_shut => match opened(context, &mut spooled).await {
+                    Window::Open => true,
+                    Window::Silent => {
+                        let file = Arc::clone(file);
+                        let again = read(context, attempt, file, &mut index[stored].clone(), now).await?;
+                        until_confirmed(context, again, "output").await
+                    }
+                    Window::Over => false,
+                },
+                (None, _) => changed(context, &mut spooled).await,
             };
             if !goes_on {
                 return Ok(());
@@ -132,12 +140,24 @@ async fn changed<B: Broker, E: Engine>(context: &Context<B, E>, spooled: &mut wa
     }
 }
 
-/// P15: waits until more is stored, also while the worker drains. `false` when the worker has no more time for it.
-async fn opened<B: Broker, E: Engine>(context: &Context<B, E>, spooled: &mut watch::Receiver<Spooled>) -> bool {
+/// What became of a window that was shut.
+enum Window {
+    /// Something changed.
+    Open,
+    /// Nothing was heard for long: perhaps what was sent is lost, with its queue for example. One batch of it is sent
+    /// again, and the answer says what is stored. Not all of it: perhaps nobody is there, and the broker keeps it.
+    Silent,
+    /// The worker has no more time for it.
+    Over,
+}
+
+/// P15: waits until more is stored, also while the worker drains.
+async fn opened<B: Broker, E: Engine>(context: &Context<B, E>, spooled: &mut watch::Receiver<Spooled>) -> Window {
     tokio::select! {
         biased;
-        changed = spooled.changed() => changed.is_ok(),
-        () = context.phases.stopped.cancelled() => false,
+        changed = spooled.changed() => if changed.is_ok() { Window::Open } else { Window::Over },
+        () = context.phases.stopped.cancelled() => Window::Over,
+        () = tokio::time::sleep(context.config.lease) => Window::Silent,
     }
 }
 
@@ -176,12 +196,11 @@ fn messages<B: Broker, E: Engine>(
     let mut batches: Vec<Vec<Run>> = Vec::new();
     let mut weight = usize::MAX;
     for run in runs {
-        let added = run.bytes.len() + RUN_OVERHEAD_BYTES;
-        if weight.saturating_add(added) > MESSAGE_BYTES_MAX {
+        if weight.saturating_add(run.weight()) > MESSAGE_BYTES_MAX {
             batches.push(Vec::new());
             weight = 0;
         }
-        weight += added;
+        weight += run.weight();
         if let Some(batch) = batches.last_mut() {
             batch.push(run);
         }

@@ -8,22 +8,23 @@ use longshore_protocol::output::Offsets;
 use super::decide::{Core, Step};
 use super::entry::{End, Entry, LogGap};
 use super::input::Millis;
+use super::spool::Because;
 use super::state::Key;
 
 impl Core {
-    /// Output was stored up to here.
+    /// Output came, and is stored up to here.
     pub(super) fn stored(&mut self, claim: &Claim, offsets: Offsets, now: Millis, out: &mut Step) {
         let Some(key) = self.state.key(claim) else { return };
-        self.fleet.logs.stored(key, offsets, self.fleet.tick);
+        let grown = self.fleet.logs.stored(key, offsets, self.fleet.tick);
         self.close_if_complete(key, now, out);
-        self.tell_stored(key, false, out);
+        self.tell_stored(key, if grown { Because::Grown } else { Because::Repeat }, out);
     }
 
-    /// P15: tells the worker of a log that is open how much of it is stored, if that is much more than it knows.
-    fn tell_stored(&mut self, key: Key, again: bool, out: &mut Step) {
+    /// P15: tells the worker of a log that is open how much of it is stored, if it should hear that.
+    fn tell_stored(&mut self, key: Key, because: Because, out: &mut Step) {
         let attempt = self.state.attempt(key);
         let Some(owner) = attempt.owner.clone().filter(|_| attempt.log.is_none()) else { return };
-        if self.fleet.logs.should_tell(key, again) {
+        if self.fleet.logs.should_tell(key, because, self.fleet.tick) {
             let stored = self.fleet.logs.offsets(key);
             self.tell_worker(&owner, Control::Stored { claim: self.state.claim(key), stored }, out);
         }
@@ -34,14 +35,15 @@ impl Core {
         let Some(known) = self.state.workers.get(worker) else { return };
         let open: Vec<Key> = known.owned.keys().chain(known.spooled.keys()).copied().collect();
         for key in open {
-            self.tell_stored(key, true, out);
+            self.tell_stored(key, Because::Joined, out);
         }
     }
 
     /// Output arrived that does not continue what is stored.
     pub(super) fn gap(&mut self, claim: &Claim, stored: Offsets, now: Millis, out: &mut Step) {
         let Some(key) = self.state.key(claim) else { return };
-        self.stored(claim, stored, now, out);
+        self.fleet.logs.stored(key, stored, self.fleet.tick);
+        self.close_if_complete(key, now, out);
         self.ask_resend(key, out);
     }
 

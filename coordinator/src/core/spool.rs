@@ -14,12 +14,25 @@ pub(super) struct Logs {
     due: BTreeSet<(u64, Key)>,
 }
 
+/// Why a worker is told how much is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Because {
+    /// It is more: told every so often.
+    Grown,
+    /// What came was stored before: perhaps the worker was told, and it was lost. Once a tick, as many come at once.
+    Repeat,
+    /// A new incarnation has heard nothing yet.
+    Joined,
+}
+
 #[derive(Debug, Default)]
 struct Log {
     /// Contiguous from 0.
     stored: Offsets,
     /// How much of it its worker was told to be stored, in bytes of both streams.
-    told: u64,
+    told_bytes: u64,
+    /// In which tick.
+    told_at: Option<u64>,
     /// The tick of the last growth.
     grew: u64,
     /// What was stored when bytes were last asked for, and the tick of that.
@@ -38,25 +51,30 @@ impl Logs {
         }
     }
 
-    /// More of it is stored. Offsets never shrink, whatever comes late.
-    pub(super) fn stored(&mut self, key: Key, offsets: Offsets, tick: u64) {
-        let Some(log) = self.logs.get_mut(&key) else { return };
+    /// So much of it is stored. Offsets never shrink, whatever comes late. Answers whether it is more than before.
+    pub(super) fn stored(&mut self, key: Key, offsets: Offsets, tick: u64) -> bool {
+        let Some(log) = self.logs.get_mut(&key) else { return false };
         let grown =
             Offsets { stdout: log.stored.stdout.max(offsets.stdout), stderr: log.stored.stderr.max(offsets.stderr) };
-        if grown != log.stored {
+        let is_more = grown != log.stored;
+        if is_more {
             log.stored = grown;
             log.grew = tick;
         }
+        is_more
     }
 
-    /// P15: whether its worker should hear how much is stored, and counts it as told then. A new incarnation (`again`)
-    /// has heard nothing yet.
-    pub(super) fn should_tell(&mut self, key: Key, again: bool) -> bool {
+    /// P15: whether its worker should hear how much is stored, and counts it as told then.
+    pub(super) fn should_tell(&mut self, key: Key, because: Because, tick: u64) -> bool {
         let Some(log) = self.logs.get_mut(&key) else { return false };
         let stored = log.stored.total();
-        let tell = if again { stored > 0 } else { stored >= log.told + STORED_EVERY_BYTES };
+        let tell = match because {
+            Because::Grown => stored >= log.told_bytes + STORED_EVERY_BYTES,
+            Because::Repeat => stored > 0 && log.told_at != Some(tick),
+            Because::Joined => stored > 0,
+        };
         if tell {
-            log.told = stored;
+            (log.told_bytes, log.told_at) = (stored, Some(tick));
         }
         tell
     }

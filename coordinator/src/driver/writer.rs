@@ -89,11 +89,18 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// P9: of what was heard of a worker only the last number is ever read again. Its events come many in a batch.
+    /// P9: of what was heard of a worker only the last number is read again: by a replay at its end, and where a
+    /// heartbeat told of a claim (P7), which then counts from the number before. Its events come many in a batch.
     fn supersede(&mut self, by: &Entry) {
         let Entry::Heard { worker, incarnation, .. } = by else { return };
-        let is_older = |row: &EntryRow| matches!(&row.entry, Entry::Heard { worker: w, incarnation: i, .. } if w == worker && i == incarnation);
-        if let Some(older) = self.batch.entries.iter().rposition(is_older) {
+        let older = self.batch.entries.iter().rposition(|row| match &row.entry {
+            Entry::Heard { worker: w, incarnation: i, .. } => w == worker && i == incarnation,
+            Entry::Accepted { worker: w, number: 0, .. } => w == worker,
+            _ => false,
+        });
+        if let Some(older) = older
+            && matches!(self.batch.entries[older].entry, Entry::Heard { .. })
+        {
             self.batch.entries.remove(older);
         }
     }
@@ -304,7 +311,8 @@ impl<B: Broker> Writer<B> {
                     for stream in [Stream::Stdout, Stream::Stderr] {
                         *work.output.of_mut(stream) += taken.new.of(stream);
                     }
-                    if taken.new.total() > 0 {
+                    // P15: also if all of it was stored before, so that whoever sends it again hears so.
+                    if taken.new.total() > 0 || !taken.gap {
                         self.apply(&Input::Stored { claim: claim.clone(), offsets: taken.stored }, work);
                     }
                     // P14: after what was stored, so that it is asked for from there.

@@ -212,7 +212,7 @@ impl OpenEnd {
         let mut row = Vec::new();
         let mut row_bytes = 0;
         for run in std::mem::take(&mut self.pending) {
-            row_bytes += run.bytes.len();
+            row_bytes += run.weight();
             row.push(run);
             if row_bytes >= ROW_BYTES {
                 self.write_row(of, &mut first_line, &row, change, batch);
@@ -228,7 +228,7 @@ impl OpenEnd {
     fn write_row(&mut self, of: Key, first_line: &mut u64, row: &[Run], change: &mut u64, batch: &mut Batch) {
         *change += 1;
         let lines = row.iter().map(Run::count).sum();
-        self.open_bytes += row.iter().map(|run| run.bytes.len() as u64).sum::<u64>();
+        self.open_bytes += row.iter().map(|run| run.weight() as u64).sum::<u64>();
         let content = RowContent::Lines { lines, data: pack(row) };
         batch.log_rows.push(LogRow { change: *change, claim: claim(of), first_line: *first_line, content });
         *first_line += lines;

@@ -5,13 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use longshore_protocol::output::Run;
-use longshore_protocol::{Attempt, ExecutionId};
+use longshore_protocol::output::{Line, Run};
+use longshore_protocol::{Attempt, ExecutionId, StepName};
 
 use super::seal::{ChunkError, ChunkFiles};
 use crate::api::types::{LogEvent, LogLine};
 use crate::core::entry::LogGap;
-use crate::store::log_rows::{Selection, StoredContent, StoredRow};
+use crate::store::log_rows::{RowPlace, Selection, StoredContent, StoredRow};
 use crate::store::{Store, StoreError};
 
 /// Rows of a page: with 256 KiB each, some MiB in memory for each reader.
@@ -59,7 +59,7 @@ pub struct LogReader {
     files: ChunkFiles,
     selection: Selection,
     place: Place,
-    chunks: VecDeque<(ChunkKey, Arc<Vec<Run>>)>,
+    chunks: VecDeque<(ChunkKey, Arc<Counted>)>,
 }
 
 /// Whose chunk, and the number of its first line.
@@ -140,61 +140,87 @@ impl LogReader {
         if skip >= row.lines.max(1) {
             return Ok(());
         }
+        let at = RowPlace { change: row.change, first_line: row.first_line, lines: row.lines };
+        let of = (&row.step, row.attempt);
         match row.content {
             StoredContent::Gap(gap) => {
                 let place = Place { change: row.change, taken: 1 };
                 let text = gap_text(gap);
                 page.push((place, LogEvent::Gap { step: row.step, attempt: row.attempt, gap, text }));
             }
-            StoredContent::Open(ref runs) => push_lines(&row, runs, 0, skip, page),
+            StoredContent::Open(runs) => push_lines(at, of, &Counted::new(runs), 0, skip, page),
             StoredContent::Sealed { chunk } => {
-                let runs = self.chunk(row.execution, row.attempt, chunk).await?;
+                let lines = self.chunk(row.execution, row.attempt, chunk).await?;
                 let before = row.first_line - chunk;
-                if runs.iter().map(Run::count).sum::<u64>() < before + row.lines {
+                if lines.count < before + row.lines {
                     let why = format!("the chunk at line {chunk} is too short");
                     return Err(StoreError::Unreadable { what: "a log", why }.into());
                 }
-                push_lines(&row, &runs, before, skip, page);
+                push_lines(at, of, &lines, before, skip, page);
             }
         }
         Ok(())
     }
 
-    async fn chunk(&mut self, execution: ExecutionId, attempt: Attempt, at: u64) -> Result<Arc<Vec<Run>>, ChunkError> {
+    async fn chunk(&mut self, execution: ExecutionId, attempt: Attempt, at: u64) -> Result<Arc<Counted>, ChunkError> {
         let key = (execution, attempt, at);
-        if let Some((_, runs)) = self.chunks.iter().find(|(kept, _)| *kept == key) {
-            return Ok(Arc::clone(runs));
+        if let Some((_, lines)) = self.chunks.iter().find(|(kept, _)| *kept == key) {
+            return Ok(Arc::clone(lines));
         }
-        let runs = Arc::new(self.files.open(self.selection.run, execution, attempt, at).await?);
+        let lines = Arc::new(Counted::new(self.files.open(self.selection.run, execution, attempt, at).await?));
         if self.chunks.len() == CHUNKS_KEPT {
             self.chunks.pop_front();
         }
-        self.chunks.push_back((key, Arc::clone(&runs)));
-        Ok(runs)
+        self.chunks.push_back((key, Arc::clone(&lines)));
+        Ok(lines)
     }
 }
 
-/// Puts a row's lines behind its first `skip` ones into the page. `runs` has `before` lines of other rows in front.
-fn push_lines(row: &StoredRow, runs: &[Run], before: u64, skip: u64, page: &mut Vec<(Place, LogEvent)>) {
-    // Runs that lie before it as a whole are not taken apart.
-    let mut over = before + skip;
-    let first = runs.iter().position(|run| match over.checked_sub(run.count()) {
-        Some(less) => {
-            over = less;
-            false
-        }
-        None => true,
-    });
-    let lines = runs.iter().skip(first.unwrap_or(runs.len())).flat_map(Run::lines);
-    let lines = lines.skip(usize::try_from(over).unwrap_or(usize::MAX));
+/// Runs whose lines are counted, so that any line is found without counting again.
+#[derive(Debug)]
+struct Counted {
+    /// Each with the number of lines before it.
+    runs: Vec<(u64, Run)>,
+    count: u64,
+}
+
+impl Counted {
+    fn new(runs: Vec<Run>) -> Self {
+        let mut count = 0;
+        let counted = runs.into_iter().map(|run| {
+            let before = count;
+            count += run.count();
+            (before, run)
+        });
+        Self { runs: counted.collect(), count }
+    }
+
+    /// The lines behind the first `skip`.
+    fn behind(&self, skip: u64) -> impl Iterator<Item = Line> {
+        let at = self.runs.partition_point(|(before, _)| *before <= skip).saturating_sub(1);
+        let within = skip - self.runs.get(at).map_or(skip, |(before, _)| *before);
+        let lines = self.runs.iter().skip(at).flat_map(|(_, run)| run.lines());
+        lines.skip(usize::try_from(within).unwrap_or(usize::MAX))
+    }
+}
+
+/// Puts a row's lines behind its first `skip` ones into the page. `lines` has `before` ones of other rows in front.
+fn push_lines(
+    row: RowPlace,
+    (step, attempt): (&StepName, Attempt),
+    lines: &Counted,
+    before: u64,
+    skip: u64,
+    page: &mut Vec<(Place, LogEvent)>,
+) {
     let room = PAGE_LINES - page.len().min(PAGE_LINES);
     let wanted = usize::try_from(row.lines - skip).unwrap_or(usize::MAX).min(room);
-    for (index, line) in (skip..).zip(lines.take(wanted)) {
+    for (index, line) in (skip..).zip(lines.behind(before + skip).take(wanted)) {
         let place = Place { change: row.change, taken: index + 1 };
         let line = LogLine {
             n: row.first_line + index,
-            step: row.step.clone(),
-            attempt: row.attempt,
+            step: step.clone(),
+            attempt,
             stream: line.stream,
             at_ms: line.at_ms,
             ending: line.ending,

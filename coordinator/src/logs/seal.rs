@@ -40,7 +40,7 @@ pub struct SealOrder {
 pub struct Sealed {
     /// Offsets behind its last line.
     pub after: Offsets,
-    /// Of output.
+    /// Of output, by [its weight](Run::weight).
     pub raw_bytes: u64,
 }
 
@@ -93,7 +93,7 @@ impl ChunkFiles {
         for row in rows {
             for run in unpack(&row)? {
                 lines += run.count();
-                raw_bytes += run.bytes.len() as u64;
+                raw_bytes += run.weight() as u64;
                 *after.of_mut(run.stream) = run.end();
             }
             rows_of_chunk.push(&row)?;

@@ -138,7 +138,7 @@ impl Store {
             for run in unpack(data)? {
                 let start = open_before.of_mut(run.stream);
                 *start = (*start).min(run.offset);
-                open_bytes += run.bytes.len() as u64;
+                open_bytes += run.weight() as u64;
             }
         }
         Ok(OpenLog { claim, stored, lines, open_from, open_before, open_bytes })

@@ -126,6 +126,11 @@ fn p15_a_worker_hears_how_much_is_stored_every_so_often_and_after_each_start() {
     assert_eq!(store(&mut bench, every - 1), []);
     assert_eq!(store(&mut bench, every), told(every));
     assert_eq!(store(&mut bench, every + 5), []);
+    // What was stored before came again: perhaps it was told in vain. Once a tick, as much comes at once.
+    assert_eq!(store(&mut bench, 5), []);
+    bench.ticks(1);
+    assert_eq!(store(&mut bench, 5), told(every + 5));
+    assert_eq!(store(&mut bench, 5), []);
     assert_eq!(store(&mut bench, 3 * every), told(3 * every), "once for whatever came at once");
     // A new coordinator does not know what the old one said.
     bench.restart();

@@ -18,9 +18,12 @@ use super::{Ending, LINE_BYTES_MAX, Line, LineData, Stream};
 /// The most that one run holds: the longest line and its newline, or shorter ones that together are no longer.
 pub const RUN_BYTES_MAX: usize = LINE_BYTES_MAX + 1;
 
+/// About what is said of a run besides its bytes, as JSON and in memory.
+const OVERHEAD_BYTES: usize = 96;
+
 /// Some lines of a stream, one behind the other; at least one.
 ///
-/// As JSON its bytes are `text` where they are UTF-8, and `base64` where they are not (P1).
+/// As JSON its bytes are `text` where they are UTF-8, and `base64` where they are not (P1) or that is shorter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Which stream.
@@ -41,6 +44,11 @@ impl Run {
     /// The offset behind its last byte.
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.bytes.len() as u64)
+    }
+
+    /// What it takes of a bound: its bytes, and what is said of them. Without that, many short ones would have no bound.
+    pub fn weight(&self) -> usize {
+        self.bytes.len() + OVERHEAD_BYTES
     }
 
     /// How many lines it holds.
@@ -91,11 +99,18 @@ impl Serialize for Run {
         map.serialize_entry("at_ms", &self.at_ms)?;
         map.serialize_entry("ending", &self.ending)?;
         match std::str::from_utf8(&self.bytes) {
-            Ok(text) => map.serialize_entry("text", text)?,
-            Err(_) => map.serialize_entry("base64", &BASE64.encode(&self.bytes))?,
+            Ok(text) if !is_long_as_text(text) => map.serialize_entry("text", text)?,
+            _ => map.serialize_entry("base64", &BASE64.encode(&self.bytes))?,
         }
         map.end()
     }
+}
+
+/// Whether base64 is shorter. A control character takes six bytes in JSON: a step that prints zeros would have six times
+/// the messages that its output is bounded to (P15).
+fn is_long_as_text(text: &str) -> bool {
+    let controls = text.bytes().filter(|byte| *byte < b' ' && !b"\n\r\t".contains(byte)).count();
+    5 * controls > text.len() / 3
 }
 
 #[derive(Deserialize)]
@@ -196,6 +211,11 @@ mod tests {
             assert_eq!(serde_json::from_str::<Run>(&json).unwrap(), run, "{json}");
         }
         assert!(serde_json::to_string(&run(0, b"\xff", Ending::Eof)).unwrap().contains("base64"));
+        // P15
+        let zeros = run(0, &[0; 3000], Ending::Eof);
+        let json = serde_json::to_string(&zeros).unwrap();
+        assert!(json.len() < 5000, "{}", json.len());
+        assert_eq!(serde_json::from_str::<Run>(&json).unwrap(), zeros);
     }
 
     #[test]

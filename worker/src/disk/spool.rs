@@ -35,6 +35,9 @@ const STDERR_MISSING: u8 = 5;
 const START: u8 = 6;
 const START_BYTES: usize = HEADER_BYTES + META_BYTES + 40;
 
+/// No spool grows by so much while the file system is asked.
+const FAR_BYTES: u64 = 1024 * 1024 * 1024;
+
 /// Whose words a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Words {
@@ -142,6 +145,11 @@ fn read_at(file: &File, bytes: &mut [u8], from: u64) -> io::Result<usize> {
 pub(crate) fn free(path: &Path, place: Place) -> io::Result<bool> {
     debug_assert!(place.position >= START_BYTES as u64);
     let file = File::options().write(true).open(path)?;
+    // Asked where nothing is, far behind the end: once the beginning says that it is gone, it must be.
+    match punch(&file, file.metadata()?.len() + FAR_BYTES, 1) {
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(false),
+        asked => asked?,
+    }
     let mut numbers = Vec::with_capacity(40);
     let Place { position, offsets, noted, missing } = place;
     for number in [offsets.stdout, offsets.stderr, noted, missing.stdout, missing.stderr] {
@@ -152,13 +160,12 @@ pub(crate) fn free(path: &Path, place: Place) -> io::Result<bool> {
     file.write_all_at(&start, 0)?;
     // Before anything is gone: of a finished attempt the rest must be found also after a power loss.
     file.sync_data()?;
-    let hole = position - START_BYTES as u64;
-    match rustix::fs::fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, START_BYTES as u64, hole)
-    {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::OPNOTSUPP) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+    punch(&file, START_BYTES as u64, position - START_BYTES as u64)?;
+    Ok(true)
+}
+
+fn punch(file: &File, from: u64, bytes: u64) -> rustix::io::Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, bytes)
 }
 
 /// What a crash tears is not made to deceive, so this is no cryptographic hash, which was the largest part of a worker's
@@ -261,7 +268,11 @@ impl Place {
 /// Cuts off what a crash tore. Answers where it begins, which is the file's beginning if nothing was given back, and
 /// where it ends.
 pub(crate) fn recover(path: &Path) -> io::Result<[Place; 2]> {
-    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    let file = match File::options().read(true).write(true).open(path) {
+        // It is made with the first line.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok([Place::default(); 2]),
+        file => file?,
+    };
     let length = file.metadata()?.len();
     let start = start(&file)?;
     let mut end = start;

@@ -32,6 +32,7 @@ pub(crate) struct Fleet {
     pub(crate) broker: MemoryBroker,
     pub(crate) engine: FakeEngine,
     pub(crate) topology: Topology,
+    lease: Duration,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) epoch: Epoch,
     pub(crate) slots: u32,
@@ -54,8 +55,12 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) async fn new() -> Self {
+        Self::with_lease(LEASE).await
+    }
+
+    pub(crate) async fn with_lease(lease: Duration) -> Self {
         let broker = MemoryBroker::new();
-        let topology = Topology::new("test", LEASE);
+        let topology = Topology::new("test", lease);
         broker.declare(&topology.of_coordinator(Shard(0))).await.unwrap();
         let pool = topology.pool_jobs(Shard(0), &PoolName::default());
         broker.declare(&[pool]).await.unwrap();
@@ -66,6 +71,7 @@ impl Fleet {
             broker,
             engine: FakeEngine::default(),
             topology,
+            lease,
             dir: tempfile::tempdir().unwrap(),
             epoch: Epoch(1),
             slots: 1,
@@ -88,7 +94,7 @@ impl Fleet {
         let blobs = BlobSource::Dir(self.blobs());
         Config {
             slots: self.slots,
-            lease: LEASE,
+            lease: self.lease,
             heartbeat: Duration::from_millis(20),
             spool_bytes_max: self.spool_bytes_max,
             output_bytes_max: self.output_bytes_max,

@@ -1,6 +1,7 @@
 //! P7, P9, P11, P14, P15, P16: what a worker says, and in which order.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Phase};
@@ -210,6 +211,59 @@ async fn p15_no_more_than_the_window_is_on_its_way_until_something_is_stored() {
         stored.stderr = end.stderr;
         fleet.control(&worker, Control::Stored { claim: claim(&job), stored }).await;
     }
+    worker.stop().await;
+}
+
+/// What was sent is lost with its queue, say: then nobody asks for it, and a window that is shut would stay so.
+#[tokio::test]
+async fn p15_what_is_never_answered_is_sent_again() {
+    let mut fleet = Fleet::with_lease(Duration::from_millis(200)).await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "head -c 20000000 /dev/zero");
+    let finished = fleet.carry_out(&job).await;
+    let mut sent = 0;
+    while sent < WINDOW_BYTES {
+        sent = fleet.output().await.runs.last().unwrap().end();
+    }
+    // Not at once: whoever is there has a lease's time to answer.
+    let again = loop {
+        let runs = fleet.output().await.runs;
+        if runs[0].offset < sent {
+            break runs;
+        }
+        sent = runs.last().unwrap().end();
+    };
+    assert_eq!(again[0].offset, 0);
+    assert!(again.last().unwrap().end() < 1_000_000, "some of it: nobody may be there");
+    let stored = Offsets { stdout: again.last().unwrap().end(), stderr: 0 };
+    fleet.control(&worker, Control::Resend { claim: claim(&job), stored }).await;
+    fleet.control(&worker, Control::Stored { claim: claim(&job), stored: finished.output }).await;
+    worker.stop().await;
+}
+
+/// A reader that is far behind and one that is far ahead: what is given back is not read any more.
+#[tokio::test]
+async fn p15_what_is_stored_meanwhile_is_not_sent_again() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "head -c 27000000 /dev/zero");
+    fleet.running(&job).await;
+    let mut end = Offsets::default();
+    while end.stdout < 20_000_000 {
+        end.stdout = fleet.output().await.runs.last().unwrap().end();
+        if end.stdout < 12_500_000 {
+            fleet.control(&worker, Control::Stored { claim: claim(&job), stored: end }).await;
+        }
+    }
+    // Sent again from the beginning, and before that has arrived all of it is stored, and given back.
+    worker.tap.set(".output", Mode::Hold);
+    let first = Offsets { stdout: 1, stderr: 0 };
+    fleet.control(&worker, Control::Resend { claim: claim(&job), stored: first }).await;
+    fleet.control(&worker, Control::Stored { claim: claim(&job), stored: end }).await;
+    worker.tap.set(".output", Mode::Pass);
+    let finished = fleet.finished().await;
+    let log = fleet.log(&claim(&job), end, finished.output).await;
+    assert_eq!(log.text(Stream::Stdout).len() as u64, finished.output.stdout - end.stdout);
     worker.stop().await;
 }
 
