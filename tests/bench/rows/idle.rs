@@ -33,8 +33,8 @@ impl Row for Idle {
             baseline: "an idle Celery worker and its processes",
             goal: Goal::AtMost(20.0),
             limit: Some(
-                "16 MiB are the AMQP client's frame buffers (32 frames of RabbitMQ's 128 KiB, in and out, on two \
-                 connections); most of the rest are pages of the program itself, mapped from its file",
+                "Two thirds are pages of the program itself, mapped from its file, which a second worker on the host \
+                 shares; the rest is the heap, the threads' stacks, and the AMQP client's frame buffers on two connections",
             ),
         },
         Figure {
