@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use longshore_coordinator::api::types::RunEvent;
 use longshore_coordinator::core::view::{AttemptView, RunOutcome, RunView, StepView};
-use longshore_protocol::RunId;
+use longshore_protocol::{Outcome, RunId};
 use longshore_tests::Fleet;
 use reqwest::Client;
 use serde_json::json;
@@ -46,35 +46,70 @@ pub(crate) async fn run(fleet: &Fleet, pipeline: &str) -> Result<Ran> {
     Ok(Ran { view, settled, closed })
 }
 
-/// Follows a run that somebody else submitted at `began`.
-pub(crate) async fn follow(fleet: &Fleet, run: RunId, began: Instant) -> Result<Ran> {
+/// Waits until a step of a run that somebody else submitted has passed; the run as it is then.
+pub(crate) async fn until_passed(fleet: &Fleet, run: RunId, step: &str) -> Result<RunView> {
     let http = Client::builder().no_proxy().build()?;
-    let (settled, closed) = watch(&http, fleet, run, began).await?;
+    let mut events = Events::open(&http, fleet, run).await?;
+    let is_over = |view: &StepView| view.step.as_str() == step && view.outcome.is_some();
+    while let Some(event) = events.next().await? {
+        let over = match &event {
+            RunEvent::View { view } => view.steps.iter().any(is_over),
+            RunEvent::Step { step } => is_over(step),
+            RunEvent::Run { .. } => false,
+            RunEvent::End => true,
+        };
+        if over {
+            break;
+        }
+    }
     let view: RunView = http.get(fleet.url(&format!("/v1/runs/{run}"))).send().await?.json().await?;
-    passed(&view)?;
-    Ok(Ran { view, settled, closed })
+    match view.steps.iter().find(|view| view.step.as_str() == step) {
+        Some(passed) if passed.outcome.as_ref().is_some_and(Outcome::is_passed) => Ok(view),
+        other => Err(Failure::new(format!("{step} of run {run} did not pass: {other:?}"))),
+    }
+}
+
+/// The events of a run, as the coordinator sends them.
+struct Events {
+    answer: reqwest::Response,
+    unread: Vec<u8>,
+}
+
+impl Events {
+    async fn open(http: &Client, fleet: &Fleet, run: RunId) -> Result<Self> {
+        let answer = http.get(fleet.url(&format!("/v1/runs/{run}/events"))).send().await?;
+        Ok(Self { answer, unread: Vec::new() })
+    }
+
+    /// The next one; none after the last, which is `End`.
+    async fn next(&mut self) -> Result<Option<RunEvent>> {
+        loop {
+            while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
+                if let Some(data) = line.strip_prefix(b"data:") {
+                    return Ok(Some(serde_json::from_slice(data)?));
+                }
+            }
+            let Some(chunk) = self.answer.chunk().await? else { return Ok(None) };
+            self.unread.extend_from_slice(&chunk);
+        }
+    }
 }
 
 async fn watch(http: &Client, fleet: &Fleet, run: RunId, began: Instant) -> Result<(Duration, Duration)> {
-    let mut events = http.get(fleet.url(&format!("/v1/runs/{run}/events"))).send().await?;
-    let (mut unread, mut settled) = (Vec::new(), None);
-    while let Some(chunk) = events.chunk().await? {
-        unread.extend_from_slice(&chunk);
-        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = unread.drain(..=end).collect();
-            let Some(data) = line.strip_prefix(b"data:") else { continue };
-            let over = match serde_json::from_slice(data)? {
-                RunEvent::View { view } => view.summary.outcome.is_some(),
-                RunEvent::Run { run } => run.outcome.is_some(),
-                RunEvent::Step { .. } => false,
-                RunEvent::End => {
-                    let closed = began.elapsed();
-                    return Ok((settled.unwrap_or(closed), closed));
-                }
-            };
-            if over {
-                settled.get_or_insert_with(|| began.elapsed());
+    let (mut events, mut settled) = (Events::open(http, fleet, run).await?, None);
+    while let Some(event) = events.next().await? {
+        let over = match event {
+            RunEvent::View { view } => view.summary.outcome.is_some(),
+            RunEvent::Run { run } => run.outcome.is_some(),
+            RunEvent::Step { .. } => false,
+            RunEvent::End => {
+                let closed = began.elapsed();
+                return Ok((settled.unwrap_or(closed), closed));
             }
+        };
+        if over {
+            settled.get_or_insert_with(|| began.elapsed());
         }
     }
     Err(Failure::new(format!("the events of {run} broke off")))

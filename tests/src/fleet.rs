@@ -238,15 +238,21 @@ impl Fleet {
 
     /// Submits a pipeline file by the command line itself, which follows the run until it is settled.
     pub fn submit_and_watch(&self, file: &Path) -> (RunId, Process) {
+        self.submit_by_command(file, &["--watch"])
+    }
+
+    /// Submits a pipeline file by the command line itself, which ends when the coordinator has it.
+    pub fn submit_file(&self, file: &Path) -> (RunId, Process) {
+        self.submit_by_command(file, &[])
+    }
+
+    fn submit_by_command(&self, file: &Path, more: &[&str]) -> (RunId, Process) {
         let run = RunId::new();
-        let args = [
-            ["submit", "--watch", "--run-id", &run.to_string(), "--coordinator", &self.url("")]
-                .map(str::to_owned)
-                .to_vec(),
-            vec![file.display().to_string()],
-        ];
+        let (id, url, file) = (run.to_string(), self.url(""), file.display().to_string());
+        let args = ["submit", "--run-id", &id, "--coordinator", &url, &file];
         self.runs.lock().expect("no panic while it is held").push(run);
-        (run, Process::start(&format!("submit {run}"), &args.concat()))
+        let args: Vec<String> = args.iter().chain(more).map(|&word| word.to_owned()).collect();
+        (run, Process::start(&format!("submit {run}"), &args))
     }
 
     /// A run that was submitted before.

@@ -21,6 +21,14 @@ const BYTES: u64 = 100_000_000;
 /// Of the row that looks at the memory: twenty times as much, in as many files.
 const BYTES_LARGE: u64 = 2_000_000_000;
 
+/// How long a container with injected files is kept, so that the row is over by then. A file system may be slow to
+/// make files just after many were deleted (ext4 without a journal passes over every inode that was deleted in the last
+/// minute, one by one): that would be measured instead, on both sides.
+const KEPT_SECS: u32 = 30;
+
+/// More than there are runs: each keeps a container, and with it a slot.
+const SLOTS: u32 = 16;
+
 /// "Constant" is within what an allocator's arenas make of chance.
 const CONSTANT: f64 = 1.25;
 
@@ -32,19 +40,20 @@ struct Sources {
 }
 
 impl Sources {
-    async fn set_up(stand: &Stand, name: &str) -> Result<Self> {
-        Ok(Self { fleet: stand.fleet(1).await, dir: stand.work(name)?, last: None })
+    async fn set_up(stand: &Stand, name: &str, slots: u32) -> Result<Self> {
+        Ok(Self { fleet: stand.fleet(slots).await, dir: stand.work(name)?, last: None })
     }
 
     /// Makes a directory of so many bytes, and the pipeline that injects it. The first step makes the container; what
-    /// the second one is prepared for is the injection.
-    async fn make(&self, stand: &Stand, name: &str, bytes: u64) -> Result<()> {
+    /// the second one is prepared for is the injection; those in `after` follow it there.
+    async fn make(&self, stand: &Stand, name: &str, bytes: u64, after: &str) -> Result<()> {
         let mut tree = Command::new(stand.inside());
         tree.args(["tree", text(&self.dir.join(name))?, &FILES.to_string(), &bytes.to_string()]);
         said(&mut tree).await?;
         let pipeline = format!(
             "name: inject\nsteps:\n  - {{name: first, image: \"{IMAGE}\", command: [\"true\"]}}\n  \
-             - {{name: second, from: first, sources: [{{path: {name}, target: /src}}], command: [\"true\"]}}\n"
+             - {{name: second, from: first, sources: [{{path: {name}, target: /src}}], command: [\"true\"]}}\n\
+             {after}"
         );
         std::fs::write(self.dir.join(format!("{name}.yaml")), pipeline)?;
         Ok(())
@@ -53,15 +62,15 @@ impl Sources {
     /// Seconds that the second step was prepared for.
     async fn inject(&mut self, name: &str) -> Result<f64> {
         // The command packs and uploads; a pack that the coordinator has is not sent again.
-        let (run, submitted) = self.fleet.submit_and_watch(&self.dir.join(format!("{name}.yaml")));
+        let (run, submitted) = self.fleet.submit_file(&self.dir.join(format!("{name}.yaml")));
         let (code, lines) = submitted.ends().await;
         if code != 0 {
             return Err(Failure::new(lines.join("\n")));
         }
-        let ran = drive::follow(&self.fleet, run, Instant::now()).await?;
-        let second = ran.view.steps.last().ok_or_else(|| Failure::new("a run without steps"))?;
+        let view = drive::until_passed(&self.fleet, run, "second").await?;
+        let second = view.steps.get(1).ok_or_else(|| Failure::new("a run without a second step"))?;
         let phases = drive::last(second)?.phases.ok_or_else(|| Failure::new("it has no phases"))?;
-        self.last = Some(ran.view);
+        self.last = Some(view);
         Ok(phases.prepare_ms as f64 / 1e3)
     }
 }
@@ -70,6 +79,7 @@ pub(crate) struct Inject {
     stand: Stand,
     naive: Naive,
     sources: Sources,
+    kept: Vec<String>,
 }
 
 impl Row for Inject {
@@ -86,9 +96,10 @@ impl Row for Inject {
     }];
 
     async fn set_up(stand: &Stand) -> Result<Self> {
-        let sources = Sources::set_up(stand, "inject").await?;
-        sources.make(stand, "tree", BYTES).await?;
-        Ok(Self { stand: stand.clone(), naive: Naive::connect(stand)?, sources })
+        let sources = Sources::set_up(stand, "inject", SLOTS).await?;
+        let keeps = format!("  - {{name: keeps, from: second, command: [sleep, \"{KEPT_SECS}\"]}}\n");
+        sources.make(stand, "tree", BYTES, &keeps).await?;
+        Ok(Self { stand: stand.clone(), naive: Naive::connect(stand)?, sources, kept: Vec::new() })
     }
 
     async fn ours(&mut self) -> Result<Vec<f64>> {
@@ -102,13 +113,13 @@ impl Row for Inject {
         let began = Instant::now();
         self.stand.docker_said(&["cp", text(&tree)?, &to]).await?;
         let seconds = began.elapsed().as_secs_f64();
-        self.naive.remove(&container).await?;
+        self.kept.push(container);
         Ok(vec![seconds])
     }
 
     fn settings(&self) -> String {
         "the same directory, from the page cache, into a running container, from the start of the docker program to \
-         its end"
+         its end; the containers of both are kept until the row is over"
             .to_owned()
     }
 
@@ -117,6 +128,9 @@ impl Row for Inject {
     }
 
     async fn finish(self) -> Result<()> {
+        for container in &self.kept {
+            self.naive.remove(container).await?;
+        }
         stand::end(self.sources.fleet).await;
         std::fs::remove_dir_all(&self.sources.dir)?;
         Ok(())
@@ -147,9 +161,9 @@ impl Row for Memory {
     }];
 
     async fn set_up(stand: &Stand) -> Result<Self> {
-        let mut sources = Sources::set_up(stand, "inject-memory").await?;
-        sources.make(stand, "small", BYTES).await?;
-        sources.make(stand, "large", BYTES_LARGE).await?;
+        let mut sources = Sources::set_up(stand, "inject-memory", 1).await?;
+        sources.make(stand, "small", BYTES, "").await?;
+        sources.make(stand, "large", BYTES_LARGE, "").await?;
         let worker = sources.fleet.worker("one").pid();
         Ok(Self { sources, worker })
     }
