@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use longshore_coordinator::pipeline::{self, Parent, Pipeline, PipelineErrors};
+use longshore_coordinator::pipeline::{self, Parent, Pipeline, PipelineErrors, Retry, RetryOn};
 use longshore_protocol::job::{Command, Network};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use proptest::prelude::*;
@@ -90,7 +90,7 @@ fn a_step_without_keys_has_the_documented_defaults() {
     assert_eq!(step.spec.network, Network::None);
     assert_eq!(step.spec.pool.as_str(), "default");
     assert_eq!(step.spec.command.argv(), ["/bin/sh", "-e", "-c", "make"]);
-    assert_eq!((step.retry, step.keep_going, &step.cache_key), (0, false, &None));
+    assert_eq!((step.retry.max, step.keep_going, &step.cache_key), (0, false, &None));
     assert_eq!(step.parent, Parent::Image("debian".to_owned()));
     let json = serde_json::to_string(&pipeline).unwrap();
     assert_eq!(serde_json::from_str::<Pipeline>(&json).unwrap(), pipeline);
@@ -213,7 +213,7 @@ fn a_submitted_pipeline_is_checked_again() {
         "{name: p, defaults: {image: i}, steps: [{name: a, run: x, cache: {key: k}}, {name: b, from: a, run: x}]}",
     );
     pipeline::validate(&good).unwrap();
-    let changes: [(&str, Change); 15] = [
+    let changes: [(&str, Change); 17] = [
         ("stands before it", |p| p.steps.reverse()),
         ("stands before it", |p| p.steps[0].needs.push("a".into())),
         ("two of this name", |p| p.steps[1].name = "a".into()),
@@ -225,7 +225,9 @@ fn a_submitted_pipeline_is_checked_again() {
             p.steps[1].parent = Parent::Image("i".to_owned());
             p.steps[1].needs = vec!["a".into(), "a".into()];
         }),
-        ("`retry`", |p| p.steps[0].retry = 11),
+        ("`retry`", |p| p.steps[0].retry = Retry::times(11)),
+        ("exit status 0", |p| p.steps[0].retry.on = vec![RetryOn::Exit(0)]),
+        ("`1h`", |p| p.steps[0].retry.backoff_ms = 3_600_001),
         ("`1s`", |p| p.steps[0].spec.timeout_ms = 0),
         ("cache key", |p| p.steps[1].cache_key = Some("k".to_owned())),
         ("absolute", |p| p.steps[0].spec.workdir = Some("src".to_owned())),

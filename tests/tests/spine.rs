@@ -73,10 +73,13 @@ steps:
   - name: beside
     run: printf 'no newline at the end'
   - name: again
-    retry: 2
+    retry: {max: 2, on: [1], backoff: 1s}
     run: |
       echo "attempt $LONGSHORE_ATTEMPT"
       test "$LONGSHORE_ATTEMPT" = 3
+  - name: hopeless
+    retry: {max: 2, on: [75, signaled, oom_killed, timed_out]}
+    run: exit 7
 "#,
         )
         .await;
@@ -89,6 +92,7 @@ steps:
     assert_eq!(outcome("after"), (Outcome::Skipped { because: "bad".to_owned() }, 0));
     assert_eq!(outcome("beside"), (Outcome::Passed, 1));
     assert_eq!(outcome("again"), (Outcome::Passed, 3));
+    assert_eq!(outcome("hopeless"), (Outcome::Failed { exit: 7 }, 1));
     assert_eq!(run.log("beside").await, "no newline at the end");
     assert_eq!(run.log("again").await, "attempt 3\n");
     fleet.checks_out().await;

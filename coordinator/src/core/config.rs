@@ -46,17 +46,31 @@ impl Default for CoreConfig {
     }
 }
 
+/// The longest backoff of a user's rule, ms. An hour: what has not come back by then is looked at by somebody.
+const USERS_BACKOFF_MAX_MS: Millis = 3_600_000;
+
 impl CoreConfig {
     /// How long to wait after `attempt`, the `n`-th (from 1) that ended by the fleet's fault: doubling, capped,
     /// and ±25 % spread, so that a thousand steps that one broken host failed do not come back at once.
     ///
     /// The spread is a hash of what is retried: the core draws no random number.
     pub(super) fn backoff(&self, execution: ExecutionId, attempt: Attempt, n: u32) -> Millis {
-        let doubled = self.infra_backoff_ms.saturating_mul(1 << n.saturating_sub(1).min(16));
-        let wait = doubled.min(self.infra_backoff_max_ms);
-        let percent = 75 + mix(execution, attempt) % 51;
-        wait.saturating_mul(percent) / 100
+        spread(doubled(self.infra_backoff_ms, n).min(self.infra_backoff_max_ms), execution, attempt)
     }
+}
+
+/// The same after the `n`-th failure of the user's own, whose rule says how long the first one waits.
+pub(super) fn users_backoff(first: Millis, execution: ExecutionId, attempt: Attempt, n: u32) -> Millis {
+    spread(doubled(first, n).min(USERS_BACKOFF_MAX_MS), execution, attempt)
+}
+
+fn doubled(first: Millis, n: u32) -> Millis {
+    first.saturating_mul(1 << n.saturating_sub(1).min(16))
+}
+
+fn spread(wait: Millis, execution: ExecutionId, attempt: Attempt) -> Millis {
+    let percent = 75 + mix(execution, attempt) % 51;
+    wait.saturating_mul(percent) / 100
 }
 
 /// The finaliser of `SplitMix64` (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output.
@@ -82,6 +96,10 @@ mod tests {
             assert!((750..=1_250).contains(&wait(1)), "{}", wait(1));
             assert!((1_500..=2_500).contains(&wait(2)));
             assert!((22_500..=37_500).contains(&wait(60)));
+            let users = |try_: u32| users_backoff(10_000, id(n), Attempt(try_), try_);
+            assert!((7_500..=12_500).contains(&users(1)) && (30_000..=50_000).contains(&users(3)));
+            assert!((2_700_000..=4_500_000).contains(&users(10)), "an hour at most");
+            assert_eq!(users_backoff(0, id(n), Attempt(3), 3), 0);
         }
         let spread: std::collections::BTreeSet<_> = (1..50).map(|n| config.backoff(id(n), Attempt(1), 1)).collect();
         assert!(spread.len() > 10, "all at once: {spread:?}");

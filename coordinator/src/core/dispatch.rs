@@ -163,7 +163,7 @@ fn only_child_goes_on(run: &Run, parent: usize) -> bool {
     let mut children = run.children_of(parent).filter(|child| run.steps[*child].stage != Stage::Settled);
     let Some(child) = children.next() else { return false };
     let (from, to) = (run.planned(parent), run.planned(child));
-    let once = to.retry == 0 || run.steps[child].remake_of.is_some();
+    let once = to.retry.max == 0 || run.steps[child].remake_of.is_some();
     once && from.spec.pool == to.spec.pool && from.spec.network == to.spec.network
 }
 

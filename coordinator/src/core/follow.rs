@@ -6,6 +6,7 @@ use longshore_protocol::control::Control;
 use longshore_protocol::outcome::{CancelledBy, Outcome};
 use longshore_protocol::{RunId, WorkerId};
 
+use super::config::users_backoff;
 use super::decide::{Core, Step};
 use super::entry::{End, Entry, RetryCause};
 use super::input::Millis;
@@ -57,8 +58,7 @@ impl Core {
         let step = self.state.step(id, index);
         let attempt = step.attempts.last().expect("a step that is over had an attempt");
         let charged = step.charged;
-        // P20: a remaking is the fleet's own doing; the user's rule never sees it.
-        let retries = if step.remake_of.is_some() { 0 } else { self.state.runs[&id].planned(index).retry };
+        let rule = self.state.runs[&id].users_rule(index);
         let outcome = attempt.outcome();
         let (cause, again) = match &outcome {
             None => (RetryCause::Gone, true),
@@ -68,20 +68,24 @@ impl Core {
                 let poison = charged.lost >= self.config.lost_max;
                 (RetryCause::Infra, charged.infra < self.config.infra_retries && !poison)
             }
-            Some(outcome) => (RetryCause::User, outcome.is_users_failure() && charged.user < retries),
+            Some(outcome) => {
+                (RetryCause::User, rule.is_some_and(|rule| rule.covers(outcome) && charged.user < rule.max))
+            }
         };
         match (again, cancelled, outcome) {
             (true, None, _) => {
-                let step = self.state.step(id, index);
-                let tried = match cause {
-                    RetryCause::Infra => charged.infra + 1,
+                let (execution, attempt) = (step.execution, step.last());
+                let wait = match cause {
+                    RetryCause::Infra => self.config.backoff(execution, attempt, charged.infra + 1),
                     // Not at once: a queue that does not exist would return the next job as fast.
-                    RetryCause::Gone => charged.gone + 1,
+                    RetryCause::Gone => self.config.backoff(execution, attempt, charged.gone + 1),
+                    RetryCause::User => {
+                        let first = rule.map_or(0, |rule| rule.backoff_ms);
+                        users_backoff(first, execution, attempt, charged.user + 1)
+                    }
                     // A remake, or what was made again meanwhile: there is nothing to wait for.
-                    RetryCause::User | RetryCause::Lineage => 0,
+                    RetryCause::Lineage => 0,
                 };
-                let wait = if tried == 0 { 0 } else { self.config.backoff(step.execution, step.last(), tried) };
-                let execution = step.execution;
                 let retried = Entry::Retried { run: id, execution, because: cause, not_before_ms: now + wait };
                 self.commit(retried, now, out);
             }

@@ -12,7 +12,7 @@ use super::graph::Graph;
 use super::input::Millis;
 use super::left::Left;
 use super::view::RunOutcome;
-use crate::pipeline::{Pipeline, PlannedStep};
+use crate::pipeline::{Pipeline, PlannedStep, Retry};
 
 /// Every run that was not forgotten, and every worker ever heard of.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -231,6 +231,11 @@ impl Run {
     /// As the pipeline has it; of a hidden step, what it makes again.
     pub(super) fn planned(&self, step: usize) -> &PlannedStep {
         &self.pipeline.steps[self.original(step)]
+    }
+
+    /// The user's rule for trying it again. None for a remaking: that is the fleet's own doing (P20).
+    pub(super) fn users_rule(&self, step: usize) -> Option<&Retry> {
+        self.steps[step].remake_of.is_none().then(|| &self.pipeline.steps[step].retry)
     }
 
     /// The step whose files it goes on with.

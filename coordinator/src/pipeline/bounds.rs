@@ -3,6 +3,8 @@
 
 use longshore_protocol::job::{Command, Resources, StepSpec};
 
+use super::retry::{Retry, RetryOn};
+
 /// Largest pipeline file. A hundred times the largest one by hand; files do not belong in it.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -40,7 +42,13 @@ const ARGS_BYTES_MAX: usize = 1024 * 1024;
 const TIMEOUT_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 
 /// As the schema says.
-pub(super) const RETRY_MAX: u32 = 10;
+const RETRY_MAX: u32 = 10;
+
+/// The longest first backoff: whoever must wait longer submits anew.
+const BACKOFF_MS_MAX: u64 = 3600 * 1000;
+
+/// More than there are failures that one tells apart.
+const RETRY_ON_MAX: usize = 32;
 
 /// Docker starts no container with less memory.
 const MEMORY_BYTES_MIN: u64 = 6 * 1024 * 1024;
@@ -181,6 +189,22 @@ fn plain(what: &str, text: &str) -> Check {
         odd if odd.contains(char::is_control) => Err(format!("{what} holds a control character")),
         _ => Ok(()),
     }
+}
+
+pub(super) fn retry(retry: &Retry) -> Check {
+    if retry.max > RETRY_MAX {
+        return Err(format!("`retry` is 0 to {RETRY_MAX}"));
+    }
+    if retry.on.contains(&RetryOn::Exit(0)) {
+        return Err("`retry` on exit status 0: a command that passed is not tried again".to_owned());
+    }
+    if retry.on.len() > RETRY_ON_MAX {
+        return Err(format!("`on` of `retry` names at most {RETRY_ON_MAX} failures"));
+    }
+    if retry.backoff_ms > BACKOFF_MS_MAX {
+        return Err("`backoff` of `retry` is at most `1h`".to_owned());
+    }
+    Ok(())
 }
 
 pub(super) fn timeout_ms(ms: u64) -> Check {

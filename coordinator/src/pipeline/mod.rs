@@ -8,7 +8,7 @@
 //! 3. [`shape`] a tree against the schema: unknown keys, wrong kinds of values;
 //! 4. [`names`] which step each `from` and `needs` means, and cycles; [`matrix`] one step to its instances;
 //!    [`template`] `${{ … }}` in their texts; [`step`] one step, [`resolve`] all of it together, within [`bounds`];
-//! 5. [`model`] what comes out, and what [`validate()`] checks of it again on a server;
+//! 5. [`model`] what comes out ([`retry`]: when it is tried again), and what [`validate()`] checks of it again on a server;
 //! 6. [`mistake`] how all of them say what is wrong; [`show`] what `longshore plan` prints.
 //!
 //! A stage goes on after a mistake where it can, so that a user sees all of them at once.
@@ -23,6 +23,7 @@ mod model;
 mod names;
 mod raw;
 mod resolve;
+mod retry;
 mod shape;
 mod show;
 mod step;
@@ -37,6 +38,7 @@ pub use bounds::{FILE_BYTES_MAX, STEPS_MAX};
 pub use mistake::{Mistake, PipelineErrors};
 pub use model::{Blob, Parent, Pipeline, PlannedStep, SnapshotRule, SourceDir};
 pub use raw::json_schema;
+pub use retry::{Retry, RetryOn};
 pub use show::{to_dot, to_text};
 pub use validate::validate;
 

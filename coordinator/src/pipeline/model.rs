@@ -5,6 +5,8 @@ use longshore_protocol::{BlobHash, StepName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::retry::Retry;
+
 /// A pipeline with nothing left to decide. Its JSON is what is submitted over HTTP and journalled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Pipeline {
@@ -32,7 +34,7 @@ pub struct PlannedStep {
     pub sources: Vec<SourceDir>,
     /// Extra tries after the user's own failures, never after the fleet's.
     #[serde(default)]
-    pub retry: u32,
+    pub retry: Retry,
     /// Under which the files it leaves are kept on an Engine. Unique within the pipeline.
     #[serde(default)]
     pub cache_key: Option<String>,

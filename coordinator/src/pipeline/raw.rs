@@ -51,8 +51,7 @@ pub(super) struct RawDefaults {
     /// How long a command may run.
     pub(super) timeout: Option<DurationText>,
     /// Extra tries after the command failed.
-    #[schemars(range(max = 10))]
-    pub(super) retry: Option<u32>,
+    pub(super) retry: Option<RawRetry>,
     /// Limits of every step's container; a step's own `resources` go over them, key by key.
     #[serde(default)]
     pub(super) resources: RawResources,
@@ -98,9 +97,8 @@ pub(super) struct RawStep {
     /// How long the command may run; 1h if not given.
     pub(super) timeout: Option<DurationText>,
     /// Extra tries after the command failed, 0 to 10; failures of the fleet are retried without counting. 0 if not
-    /// given.
-    #[schemars(range(max = 10))]
-    pub(super) retry: Option<u32>,
+    /// given. Or a rule: how many, after which failures, and how long to wait.
+    pub(super) retry: Option<RawRetry>,
     /// Keeps the step's files under a key, and does not run it where they are kept already.
     pub(super) cache: Option<RawCache>,
     /// When the step's files are committed to an image; `auto` if not given.
@@ -134,6 +132,42 @@ pub(super) struct RawSource {
 pub(super) struct RawCache {
     /// Text that changes whenever the step's result would; each step's is its own.
     pub(super) key: String,
+}
+
+/// How often a command that failed is tried again: a number, or a rule.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum RawRetry {
+    Times(u32),
+    Rule(RawRetryRule),
+}
+
+/// When a command that failed is tried again.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRetryRule {
+    /// Extra tries, 0 to 10.
+    #[schemars(range(max = 10))]
+    pub(super) max: u32,
+    /// After which failures: exit statuses, `failed` (any of them), `signaled`, `timed_out`, `oom_killed`; after every
+    /// one if not given.
+    pub(super) on: Option<Vec<Scalar>>,
+    /// How long the first retry waits; each further one waits twice as long. Not at all if not given.
+    pub(super) backoff: Option<DurationText>,
+}
+
+impl JsonSchema for RawRetry {
+    fn schema_name() -> Cow<'static, str> {
+        "Retry".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = RawRetryRule::json_schema(generator);
+        schema.insert("type".to_owned(), json!(["integer", "object"]));
+        schema.insert("minimum".to_owned(), json!(0));
+        schema.insert("maximum".to_owned(), json!(10));
+        schema
+    }
 }
 
 /// Limits of a container; the worker's own where not given.

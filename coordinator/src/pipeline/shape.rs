@@ -144,6 +144,7 @@ fn wrong(node: &Node, schema: &Json, what: &str, mistakes: &mut Mistakes) -> Opt
         ["integer"] => "a whole number",
         ["number"] => "a number",
         ["string"] => "a string",
+        ["integer", "object"] => "a whole number or a mapping",
         _ => "a string, a number or a boolean",
     };
     let is = node.kind();
@@ -157,7 +158,7 @@ fn wrong(node: &Node, schema: &Json, what: &str, mistakes: &mut Mistakes) -> Opt
         _ => "",
     };
     mistakes.note(match (wanted, is) {
-        ("a string", "a number") if what == "`timeout`" => {
+        ("a string", "a number") if matches!(what, "`timeout`" | "`backoff`") => {
             mistake.help(format!("give it a unit: \"{text}s\", \"{text}m\" or \"{text}h\""))
         }
         ("a string", "a number") if what == "`memory`" => {

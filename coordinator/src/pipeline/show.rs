@@ -114,7 +114,7 @@ fn with(step: &PlannedStep) -> String {
     if spec.timeout_ms != 3_600_000 {
         words.push(format!("timeout {}", duration_text(spec.timeout_ms)));
     }
-    if step.retry > 0 {
+    if step.retry.max > 0 {
         words.push(format!("retry {}", step.retry));
     }
     if spec.network == Network::Bridge {

@@ -11,7 +11,8 @@ use super::matrix::{self, Values};
 use super::mistake::{Mistake, Mistakes};
 use super::model::{Parent, PlannedStep, SourceDir};
 use super::names::{Link, Names, Target};
-use super::raw::{RawPipeline, RawStep, Scalar};
+use super::raw::{RawPipeline, RawRetry, RawRetryRule, RawStep, Scalar};
+use super::retry::{Retry, RetryOn};
 use super::template::Templates;
 use super::tree::Node;
 use super::units;
@@ -59,6 +60,7 @@ impl Resolver<'_> {
         let env = self.env(node, values);
         let spec = self.spec(step, node, values);
         let sources = self.sources(step, node, values);
+        let retry = self.retry(step, node);
         let cache_key = match &step.cache {
             Some(cache) => {
                 let place = node.get("cache").and_then(|cache| cache.get("key"));
@@ -77,11 +79,33 @@ impl Resolver<'_> {
             needs,
             spec,
             sources,
-            retry: step.retry.or(self.raw.defaults.retry).unwrap_or_default(),
+            retry: retry?,
             cache_key,
             snapshot: step.snapshot.unwrap_or_default(),
             keep_going: step.keep_going.or(self.raw.defaults.keep_going).unwrap_or_default(),
         })
+    }
+
+    /// The step's own rule, or that of the defaults: as a whole, for half of each would be nobody's.
+    fn retry(&mut self, step: &RawStep, node: &Node) -> Option<Retry> {
+        let (rule, place) = match (&step.retry, &self.raw.defaults.retry) {
+            (Some(rule), _) => (rule, node.get("retry")),
+            (None, Some(rule)) => (rule, self.root.get("defaults").and_then(|defaults| defaults.get("retry"))),
+            (None, None) => return Some(Retry::default()),
+        };
+        let rule = match rule {
+            RawRetry::Times(max) => Retry::times(*max),
+            RawRetry::Rule(RawRetryRule { max, on, backoff }) => {
+                let backoff = backoff.as_ref().map_or(Ok(0), |text| units::duration_ms(&text.0));
+                let backoff = self.check(backoff, place.and_then(|rule| rule.get("backoff")));
+                let places = place.and_then(|rule| rule.get("on")).map(Node::items).unwrap_or_default();
+                let entries = on.iter().flatten().zip(places);
+                let read: Vec<_> = entries.map(|(on, place)| self.check(RetryOn::read(&on.0), Some(place))).collect();
+                Retry { max: *max, on: read.into_iter().collect::<Option<_>>()?, backoff_ms: backoff? }
+            }
+        };
+        self.check(bounds::retry(&rule), place)?;
+        Some(rule)
     }
 
     /// What the schema cannot say: keys that exclude each other.

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::bounds::{self, EDGES_MAX, RETRY_MAX, STEPS_MAX, TEXT_BYTES_MAX};
+use super::bounds::{self, EDGES_MAX, STEPS_MAX, TEXT_BYTES_MAX};
 use super::model::{Parent, Pipeline, PlannedStep};
 
 /// Whether a resolved pipeline can be carried out, without the file it came from. Whatever [`parse`](super::parse)
@@ -80,8 +80,6 @@ fn step(step: &PlannedStep) -> Result<(), String> {
         bounds::source_path(&source.path)?;
         bounds::absolute("the target", &source.target)?;
     }
-    if step.retry > RETRY_MAX {
-        return Err(format!("`retry` is 0 to {RETRY_MAX}"));
-    }
+    bounds::retry(&step.retry)?;
     step.cache_key.as_deref().map_or(Ok(()), bounds::cache_key)
 }

@@ -7,7 +7,7 @@ use longshore_coordinator::core::effect::{Effect, JobQueue};
 use longshore_coordinator::core::entry::Entry;
 use longshore_coordinator::core::input::{Input, Millis};
 use longshore_coordinator::core::{Core, CoreConfig, Step};
-use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, SnapshotRule};
+use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, Retry, SnapshotRule};
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Phases, Started};
 use longshore_protocol::heartbeat::Heartbeat;
@@ -313,7 +313,7 @@ pub(crate) fn plain(name: &str) -> PlannedStep {
             pool: PoolName::default(),
         },
         sources: Vec::new(),
-        retry: 0,
+        retry: Retry::default(),
         cache_key: None,
         snapshot: SnapshotRule::Auto,
         keep_going: false,

@@ -3,7 +3,7 @@
 use longshore_coordinator::core::entry::{Entry, RetryCause};
 use longshore_coordinator::core::input::Input;
 use longshore_coordinator::core::view::{RunOutcome, StepPhase};
-use longshore_coordinator::pipeline::{PlannedStep, SnapshotRule};
+use longshore_coordinator::pipeline::{PlannedStep, Retry, SnapshotRule};
 use longshore_protocol::event::{Event, Finished};
 use longshore_protocol::job::{Base, Keep, StepSpec};
 use longshore_protocol::outcome::{CancelledBy, InfraStage, LINEAGE};
@@ -141,7 +141,7 @@ fn p20_what_is_lost_three_times_and_once_more_is_a_broken_lineage() {
 fn p20_a_remake_that_does_not_pass_breaks_the_lineage_at_once() {
     let mut bench = Bench::new();
     bench.join("a", "e", 1);
-    let retried = PlannedStep { retry: 5, ..plain("s") };
+    let retried = PlannedStep { retry: Retry::times(5), ..plain("s") };
     let (run, _) = bench.submit(vec![retried, from("t", "s"), needs("w", &["t"])]);
     bench.park("a", &claim(run, "s", 1), "c");
     bench.not_found("a", &claim(run, "t", 1));
@@ -300,7 +300,7 @@ fn p20_a_remake_keeps_what_those_who_wait_for_it_need() {
     let cached = PlannedStep { cache_key: Some("k".to_owned()), ..plain("s") };
     let always = PlannedStep { snapshot: SnapshotRule::Always, ..plain("s") };
     assert_eq!(made(plain("s"), vec![from("t", "s")]), Keep::Live);
-    assert_eq!(made(plain("s"), vec![PlannedStep { retry: 1, ..from("t", "s") }]), Keep::Snapshot);
+    assert_eq!(made(plain("s"), vec![PlannedStep { retry: Retry::times(1), ..from("t", "s") }]), Keep::Snapshot);
     assert!(matches!(made(cached, vec![from("t", "s")]), Keep::Cached { .. }), "it may find its key's snapshot");
     assert_eq!(made(always, vec![from("t", "s")]), Keep::Always, "that is still what people look at");
 }

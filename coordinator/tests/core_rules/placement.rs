@@ -2,7 +2,7 @@
 
 use longshore_coordinator::core::effect::JobQueue;
 use longshore_coordinator::core::entry::Entry;
-use longshore_coordinator::pipeline::{PlannedStep, SnapshotRule, SourceDir};
+use longshore_coordinator::pipeline::{PlannedStep, Retry, SnapshotRule, SourceDir};
 use longshore_protocol::control::Control;
 use longshore_protocol::job::{Keep, Network, Resources, StepSpec};
 use longshore_protocol::{BlobHash, Outcome, PoolName, SnapshotId};
@@ -72,7 +72,7 @@ fn p19_only_one_child_that_can_go_on_in_the_container_leaves_it_uncommitted() {
     };
     let cached = |step: PlannedStep| PlannedStep { cache_key: Some("k".to_owned()), ..step };
     let always = |step: PlannedStep| PlannedStep { snapshot: SnapshotRule::Always, ..step };
-    let retried = |step: PlannedStep| PlannedStep { retry: 1, ..step };
+    let retried = |step: PlannedStep| PlannedStep { retry: Retry::times(1), ..step };
     let id = SnapshotId::cached("t", "k");
 
     assert_eq!(kept(s(), vec![]), Keep::Nothing);

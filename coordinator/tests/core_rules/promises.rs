@@ -4,7 +4,7 @@ use longshore_coordinator::core::entry::{Entry, RetryCause};
 use longshore_coordinator::core::input::Input;
 use longshore_coordinator::core::view::{RunOutcome, StepPhase};
 use longshore_coordinator::core::{Core, CoreConfig};
-use longshore_coordinator::pipeline::PlannedStep;
+use longshore_coordinator::pipeline::{PlannedStep, Retry, RetryOn};
 use longshore_protocol::event::Event;
 use longshore_protocol::outcome::{CancelledBy, InfraStage};
 use longshore_protocol::{Outcome, RunId};
@@ -38,7 +38,7 @@ fn a_run_submitted_twice_is_one_run() {
 fn infra_is_the_fleets_to_retry_and_the_users_rule_never_sees_it() {
     let mut bench = Bench::new();
     bench.join("a", "e", 1);
-    let (run, _) = bench.submit(vec![PlannedStep { retry: 1, ..plain("s") }]);
+    let (run, _) = bench.submit(vec![PlannedStep { retry: Retry::times(1), ..plain("s") }]);
     let causes = |bench: &Bench| -> Vec<RetryCause> {
         let cause = |entry: &Entry| match entry {
             Entry::Retried { because, .. } => Some(*because),
@@ -58,6 +58,27 @@ fn infra_is_the_fleets_to_retry_and_the_users_rule_never_sees_it() {
     assert_eq!(causes(&bench), [RetryCause::Infra, RetryCause::User, RetryCause::Infra, RetryCause::Infra]);
     bench.carry_out("a", &claim(run, "s", 5), infra());
     assert_eq!((outcome(&bench, run, 0), verdict(&bench, run)), (infra().to_string(), Some(RunOutcome::Infra)));
+}
+
+#[test]
+fn the_users_rule_names_its_failures_and_its_patience() {
+    let mut bench = Bench::new();
+    bench.join("a", "e", 1);
+    let rule = Retry { max: 3, on: vec![RetryOn::Exit(2), RetryOn::OomKilled], backoff_ms: 60_000 };
+    let (run, _) = bench.submit(vec![PlannedStep { retry: rule, ..plain("s") }]);
+    let mut waits = Vec::new();
+    for (attempt, ended) in [(1, FAILED), (2, Outcome::OomKilled)] {
+        let before = bench.now;
+        let tried = bench.carry_out("a", &claim(run, "s", attempt), ended);
+        assert!(tried.jobs().is_empty(), "it waits");
+        assert_eq!(bench.core.step_view(run, 0).unwrap().phase, StepPhase::Waiting);
+        assert_eq!(bench.wake().jobs().len(), 1);
+        waits.push(bench.now - before);
+    }
+    assert!((45_000..=75_000).contains(&waits[0]) && (90_000..=150_000).contains(&waits[1]), "{waits:?}");
+    // One is left, and the rule does not name this.
+    bench.carry_out("a", &claim(run, "s", 3), Outcome::Failed { exit: 1 });
+    assert_eq!((outcome(&bench, run, 0), verdict(&bench, run)), ("failed{1}".to_owned(), Some(RunOutcome::Failed)));
 }
 
 #[test]
@@ -119,7 +140,7 @@ fn p13_a_cancelled_run_settles_its_own_steps_and_tries_none_again() {
     let mut bench = Bench::new();
     bench.join("a", "e", 4);
     let (run, _) = bench.submit(vec![
-        PlannedStep { retry: 5, ..plain("claimed") },
+        PlannedStep { retry: Retry::times(5), ..plain("claimed") },
         PlannedStep { keep_going: true, ..plain("queued") },
         from("waiting", "claimed"),
     ]);

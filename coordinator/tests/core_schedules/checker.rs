@@ -184,7 +184,11 @@ impl Checker {
                 };
                 let step = self.steps.get_mut(execution).unwrap();
                 *step.retried.entry(cause).or_default() += 1;
-                let users = if step.remake_of.is_some() { 0 } else { step.planned.retry };
+                if cause == "user" {
+                    let covers = |outcome| step.planned.retry.covers(outcome);
+                    assert!(step.last_end.as_ref().is_some_and(covers), "tried again, and the rule does not say so");
+                }
+                let users = if step.remake_of.is_some() { 0 } else { step.planned.retry.max };
                 assert!(step.retried.get("user").copied().unwrap_or(0) <= users);
                 assert!(step.retried.get("infra").copied().unwrap_or(0) <= config().infra_retries);
             }

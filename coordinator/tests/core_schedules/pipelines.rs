@@ -1,7 +1,7 @@
 //! Random pipelines: at most eight steps, every kind of edge and rule.
 
 use indexmap::IndexMap;
-use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, SnapshotRule};
+use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, Retry, RetryOn, SnapshotRule};
 use longshore_protocol::job::{Command, Network, StepSpec};
 use longshore_protocol::{PoolName, StepName};
 
@@ -23,6 +23,14 @@ fn spec(dice: &mut Dice) -> StepSpec {
     }
 }
 
+fn retry(dice: &mut Dice) -> Retry {
+    if !dice.permille(200) {
+        return Retry::default();
+    }
+    let on = if dice.permille(300) { vec![RetryOn::Exit(1), RetryOn::Signaled] } else { Vec::new() };
+    Retry { max: 2, on, backoff_ms: if dice.permille(300) { 5_000 } else { 0 } }
+}
+
 pub(crate) fn thrown(dice: &mut Dice) -> Pipeline {
     let count = 1 + dice.below(8);
     let name = |index: usize| StepName(format!("s{index}"));
@@ -37,7 +45,7 @@ pub(crate) fn thrown(dice: &mut Dice) -> Pipeline {
             needs,
             spec: spec(dice),
             sources: Vec::new(),
-            retry: if dice.permille(200) { 2 } else { 0 },
+            retry: retry(dice),
             cache_key: dice.permille(150).then(|| format!("key-{index}")),
             snapshot: if dice.permille(100) { SnapshotRule::Always } else { SnapshotRule::Auto },
             keep_going: dice.permille(300),
