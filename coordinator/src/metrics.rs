@@ -31,7 +31,7 @@ pub const METRICS: &[MetricDoc] = &[
     counter(
         "longshore_retries_total",
         "Executions carried out again, by cause.",
-        &[("cause", &["infra", "gone", "user", "lineage"])],
+        &[("cause", &["infra", "gone", "user", "lineage", "handed_back"])],
     ),
     counter(
         "longshore_lefts_lost_total",
@@ -111,6 +111,7 @@ pub(crate) fn entry_committed(entry: &Entry) {
                 RetryCause::Gone => "gone",
                 RetryCause::User => "user",
                 RetryCause::Lineage => "lineage",
+                RetryCause::HandedBack => "handed_back",
             };
             metrics::counter!("longshore_retries_total", "cause" => cause).increment(1);
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use longshore_protocol::{PoolName, RunId};
-use longshore_worker::config::{ORPHAN, PARKED_FOR};
+use longshore_worker::config::{DRAIN, ORPHAN, PARKED_FOR};
 
 /// Runs steps in containers, on this machine or on a fleet of Docker hosts.
 #[derive(Parser, Debug)]
@@ -335,6 +335,11 @@ pub(crate) struct WorkerArgs {
     /// How long each is kept; what it holds is committed then
     #[arg(long, env = "LONGSHORE_PARKED_FOR", value_name = "SECONDS", default_value_t = PARKED_FOR.as_secs())]
     pub(crate) parked_for: u64,
+
+    /// How long steps may go on when the worker is told to end, before they are handed back; a second signal hands them
+    /// back at once
+    #[arg(long, env = "LONGSHORE_DRAIN", value_name = "SECONDS", default_value_t = DRAIN.as_secs())]
+    pub(crate) drain: u64,
 
     /// How long a container goes on without its worker before it ends itself
     #[arg(long, env = "LONGSHORE_ORPHAN", value_name = "SECONDS", default_value_t = ORPHAN.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]

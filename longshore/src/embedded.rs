@@ -98,6 +98,8 @@ impl Embedded {
             worker_id: Some(owner.clone()),
             // Nobody comes back to what is still parked when the run is over.
             leaving: Duration::ZERO,
+            // Whoever ends a run wants its end.
+            drain: Duration::ZERO,
             ..WorkerConfig::new(PREFIX, state.worker_dir(run), BlobSource::Dir(state.blobs()))
         };
         // Each has its own connection, as on a fleet: closing one leaves the other's.

@@ -84,16 +84,22 @@ async fn broker_answers(amqp: &str, name: &str) {
     }
 }
 
-/// Cancelled by the first signal; the second one ends the process at once: what is on disk is good (promise 4).
-pub(crate) fn shutdown() -> Result<CancellationToken, Failure> {
+/// Cancelled by the first signal. Who may still be busy then has a second one `hurry` it. The one after that ends the
+/// process at once: what is on disk is good (promise 4).
+pub(crate) fn shutdown(hurry: Option<CancellationToken>) -> Result<CancellationToken, Failure> {
     let mut interrupts = Interrupts::catch()?;
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     // Ends with the process.
     tokio::spawn(async move {
         interrupts.next().await;
-        screen::say("longshore: stopping; a second signal ends at once");
         token.cancel();
+        if let Some(hurry) = hurry {
+            screen::say("longshore: stopping once what runs is over; a second signal hands it back at once");
+            interrupts.next().await;
+            hurry.cancel();
+        }
+        screen::say("longshore: stopping; another signal ends at once");
         interrupts.next().await;
         std::process::exit(i32::from(crate::failure::EXIT_CANCELLED));
     });

@@ -101,6 +101,9 @@ pub struct StepSpec {
     pub timeout_ms: u64,
     /// How long it has between TERM and KILL, ms.
     pub grace_ms: u64,
+    /// P15: bytes of its output, both streams, that are kept; what goes beyond is counted. `None`: the worker's bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_max: Option<u64>,
     /// Limits of the container.
     #[serde(default)]
     pub resources: Resources,

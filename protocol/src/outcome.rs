@@ -12,6 +12,10 @@ pub const SNAPSHOT_LOST: &str = "snapshot_lost";
 /// The reason in `infra{prepare, …}` of a step whose parent's files were lost and could not be made again (P20).
 pub const LINEAGE: &str = "lineage";
 
+/// The reason in `infra{…}` of an attempt that a worker gave up because it was told to end: nobody's fault, so it is
+/// tried again uncharged.
+pub const HANDED_BACK: &str = "handed_back";
+
 /// How an attempt, and in the end its step, ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -86,6 +90,11 @@ impl Outcome {
     /// Whether the fleet retries it, uncharged to the user's rule (promise 5).
     pub fn is_infra(&self) -> bool {
         matches!(self, Self::Infra { .. })
+    }
+
+    /// Whether its worker was told to end and handed it back: it is tried again, charged to nobody.
+    pub fn is_handed_back(&self) -> bool {
+        matches!(self, Self::Infra { reason, .. } if reason == HANDED_BACK)
     }
 
     /// Whether the user's `retry` rule sees it (promise 5): the user's failures and no others.

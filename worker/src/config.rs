@@ -31,6 +31,10 @@ pub const ORPHAN: Duration = Duration::from_mins(10);
 /// after 30, and the steps' own grace comes first.
 pub const LEAVING: Duration = Duration::from_secs(5);
 
+/// How long a worker that is told to end lets its steps go on: with their grace and [`LEAVING`] it is gone within half
+/// a minute, which is what orchestrators wait unless told otherwise.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
 /// What a worker is told when it starts.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -58,7 +62,8 @@ pub struct Config {
     /// where there is a supervisor to make it wait; else what goes beyond is counted, and the log says so. At least 128
     /// MiB: 16 are given back at a time, after 2 MiB of output are stored, which in lines of one byte are 60 of frames.
     pub spool_bytes_max: u64,
-    /// P15: bytes of one step's output that are taken at all; what goes beyond is counted, and the log says so.
+    /// P15: bytes of one step's output that are taken at all, where its pipeline does not say; what goes beyond is
+    /// counted, and the log says so.
     pub output_bytes_max: u64,
     /// How many containers are kept after their steps, so that a child can go on in each; 0: none. `None`: as many as
     /// there are slots.
@@ -70,6 +75,8 @@ pub struct Config {
     pub direct: bool,
     /// P17: how long a container goes on without its worker.
     pub orphan: Duration,
+    /// How long steps may go on when the worker is told to end, before they are handed back.
+    pub drain: Duration,
     /// How long parked containers are committed for when the worker leaves; zero where nobody comes back.
     pub leaving: Duration,
 }
@@ -94,6 +101,7 @@ impl Config {
             parked_for: PARKED_FOR,
             direct: false,
             orphan: ORPHAN,
+            drain: DRAIN,
             leaving: LEAVING,
         }
     }

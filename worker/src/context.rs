@@ -59,8 +59,10 @@ pub(crate) struct Context<B, E> {
 /// What ends when. Each includes the ones before it.
 #[derive(Debug, Default)]
 pub(crate) struct Lifetime {
-    /// No more claims; what runs is stopped.
+    /// No more claims; what runs may go on for a while.
     pub(crate) stopping: CancellationToken,
+    /// What runs is handed back.
+    pub(crate) hurried: CancellationToken,
     /// No more news: what is queued is sent, then its senders end.
     pub(crate) draining: CancellationToken,
     /// Everything ends where it stands.
@@ -168,6 +170,7 @@ impl<B: Broker, E: Engine> Context<B, E> {
     pub(crate) fn fail(&self, error: WorkerError) {
         self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         self.phases.stopping.cancel();
+        self.phases.hurried.cancel();
     }
 
     /// Why it had to stop, if it had to.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use longshore_protocol::broker::Broker;
 use longshore_protocol::event::{Event, Finished, Phases, Usage};
 use longshore_protocol::job::Job;
+use longshore_protocol::outcome::HANDED_BACK;
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{Fence, InfraStage, Outcome, SnapshotId};
 use tokio::sync::OwnedSemaphorePermit;
@@ -103,7 +104,7 @@ impl End {
     pub(crate) fn stopped(reason: StopReason, stage: InfraStage) -> Self {
         match reason {
             StopReason::Cancelled(by) => Self::of(Outcome::Cancelled { by }),
-            StopReason::Shutdown => Self::infra(stage, "the worker was stopped"),
+            StopReason::Shutdown => Self::infra(stage, HANDED_BACK),
             StopReason::Abandoned => Self::infra(stage, "abandoned"), // never reported
         }
     }
@@ -152,7 +153,8 @@ pub(crate) async fn carry_out<B: Broker, E: Engine>(
     delivered: Instant,
     slot: Option<OwnedSemaphorePermit>,
 ) {
-    let bounds = Bounds { held: context.config.spool_bytes_max, taken: context.config.output_bytes_max };
+    let taken = job.spec.output_max.unwrap_or(context.config.output_bytes_max);
+    let bounds = Bounds { held: context.config.spool_bytes_max, taken };
     let spool = match found {
         None => Spool::create(&attempt.spool, attempt.spooled.clone(), bounds).await,
         // The coordinator may have some of it, whatever it was.

@@ -99,8 +99,13 @@ impl<B: Broker, E: Engine> Worker<B, E> {
         self.ready.subscribe()
     }
 
-    /// Carries out jobs until `shutdown`, or until it must not go on. What runs then is stopped, removed and reported
-    /// as `infra`; what cannot be sent any more is on the disk.
+    /// Once cancelled, what runs when the worker ends does not go on for [`Config::drain`], but is handed back at once.
+    pub fn hurry(&self) -> CancellationToken {
+        self.context.phases.hurried.clone()
+    }
+
+    /// Carries out jobs until `shutdown`, or until it must not go on. What runs then goes on for [`Config::drain`]; what
+    /// is not over by then is stopped, removed and handed back as `infra`. What cannot be sent any more is on the disk.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {
         let Self { context, reports, epoch, left, listener, ready } = self;
         metrics::start(context.config.slots);
@@ -125,6 +130,7 @@ impl<B: Broker, E: Engine> Worker<B, E> {
             if let Err(panic) = claimer.await {
                 tracing::error!(%panic, "the claimer ended badly");
             }
+            drain(&context).await;
         }
         Box::pin(end(&context, &tasks)).await;
         context.take_failure().map_or(Ok(()), Err)
@@ -204,6 +210,21 @@ fn hello<B: Broker, E: Engine>(context: &Context<B, E>) -> Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host,
         records: context.attempts.records(),
+    }
+}
+
+/// Lets what runs finish, for as long as it is given. Nothing is claimed any more; heartbeats and output go on.
+async fn drain<B: Broker, E: Engine>(context: &Context<B, E>) {
+    let steps = context.attempts.running();
+    if steps == 0 || context.config.drain.is_zero() {
+        return;
+    }
+    tracing::info!(steps, seconds = context.config.drain.as_secs(), "waits for what runs");
+    context.jobs.close();
+    tokio::select! {
+        () = context.jobs.wait() => {}
+        () = context.phases.hurried.cancelled() => tracing::info!("does not wait any longer"),
+        () = tokio::time::sleep(context.config.drain) => tracing::info!("hands back what still runs"),
     }
 }
 

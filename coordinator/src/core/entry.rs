@@ -265,6 +265,8 @@ pub enum RetryCause {
     User,
     /// Its parent's files were not where it was sent: uncharged (P20).
     Lineage,
+    /// Its worker was told to end before it was over: uncharged.
+    HandedBack,
 }
 
 /// What is missing at a log's end.

@@ -274,6 +274,7 @@ impl State {
             RetryCause::Gone => (Some(&mut step.charged.gone), matches!(last.end, Some(End::Gone { .. }))),
             // P20: it charges nobody. What bounds it is how often its parent's files are made again.
             RetryCause::Lineage => (None, last.missed_its_base()),
+            RetryCause::HandedBack => (None, outcome.is_some_and(|outcome| outcome.is_handed_back())),
         };
         ensure(fits, "the attempt did not end that way")?; // promise 5
         if let Some(charge) = charge {

@@ -63,6 +63,7 @@ impl Core {
         let (cause, again) = match &outcome {
             None => (RetryCause::Gone, true),
             Some(_) if attempt.missed_its_base() => (RetryCause::Lineage, true),
+            Some(outcome) if outcome.is_handed_back() => (RetryCause::HandedBack, true),
             Some(outcome) if is_broken_lineage(outcome) => (RetryCause::Infra, false),
             Some(outcome) if outcome.is_infra() => {
                 let poison = charged.lost >= self.config.lost_max;
@@ -83,8 +84,9 @@ impl Core {
                         let first = rule.map_or(0, |rule| rule.backoff_ms);
                         users_backoff(first, execution, attempt, charged.user + 1)
                     }
-                    // A remake, or what was made again meanwhile: there is nothing to wait for.
-                    RetryCause::Lineage => 0,
+                    // A remake, or what was made again meanwhile; or whoever else has a free slot: there is nothing to
+                    // wait for.
+                    RetryCause::Lineage | RetryCause::HandedBack => 0,
                 };
                 let retried = Entry::Retried { run: id, execution, because: cause, not_before_ms: now + wait };
                 self.commit(retried, now, out);

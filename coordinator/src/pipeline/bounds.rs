@@ -50,6 +50,9 @@ const BACKOFF_MS_MAX: u64 = 3600 * 1000;
 /// More than there are failures that one tells apart.
 const RETRY_ON_MAX: usize = 32;
 
+/// From what a failed command says of itself to more than a store's disk has.
+const OUTPUT_MAX: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 40;
+
 /// Docker starts no container with less memory.
 const MEMORY_BYTES_MIN: u64 = 6 * 1024 * 1024;
 
@@ -213,6 +216,13 @@ pub(super) fn timeout_ms(ms: u64) -> Check {
         1000..=TIMEOUT_MS_MAX => Ok(()),
         _ => Err("a timeout is at most `7d`: what runs longer is a service".to_owned()),
     }
+}
+
+pub(super) fn output_max(bytes: u64) -> Check {
+    if !OUTPUT_MAX.contains(&bytes) {
+        return Err("`output_max` is `64KiB` to `1024GiB`".to_owned());
+    }
+    Ok(())
 }
 
 pub(super) fn memory(bytes: u64) -> Check {

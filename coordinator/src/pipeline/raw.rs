@@ -52,6 +52,8 @@ pub(super) struct RawDefaults {
     pub(super) timeout: Option<DurationText>,
     /// Extra tries after the command failed.
     pub(super) retry: Option<RawRetry>,
+    /// How much of a step's output is kept.
+    pub(super) output_max: Option<SizeText>,
     /// Limits of every step's container; a step's own `resources` go over them, key by key.
     #[serde(default)]
     pub(super) resources: RawResources,
@@ -103,6 +105,9 @@ pub(super) struct RawStep {
     pub(super) cache: Option<RawCache>,
     /// When the step's files are committed to an image; `auto` if not given.
     pub(super) snapshot: Option<SnapshotRule>,
+    /// How much of the step's output is kept, both streams together, 64KiB to 1024GiB; what goes beyond is counted, and
+    /// the log ends in a line that says so. 4GiB if not given.
+    pub(super) output_max: Option<SizeText>,
     /// Limits of the container.
     #[serde(default)]
     pub(super) resources: RawResources,
@@ -177,7 +182,7 @@ pub(super) struct RawResources {
     /// Of processor time, in cores: 0.5 is half of one.
     pub(super) cpus: Option<f64>,
     /// Of memory, swap included.
-    pub(super) memory: Option<MemoryText>,
+    pub(super) memory: Option<SizeText>,
     /// Of processes and threads.
     #[schemars(range(min = 1))]
     pub(super) pids: Option<u32>,
@@ -217,14 +222,14 @@ impl JsonSchema for DurationText {
     }
 }
 
-/// A text that says how much memory, with a unit.
+/// A text that says how many bytes, with a unit.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(transparent)]
-pub(super) struct MemoryText(pub(super) String);
+pub(super) struct SizeText(pub(super) String);
 
-impl JsonSchema for MemoryText {
+impl JsonSchema for SizeText {
     fn schema_name() -> Cow<'static, str> {
-        "Memory".into()
+        "Size".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {

@@ -8,8 +8,8 @@ use super::raw;
 use super::tree::{Entry, Node, Value};
 
 /// Keys that are planned: refused by name, so that nobody thinks they were misspelt, or worse, that they work.
-const NOT_YET: [&str; 9] =
-    ["array", "arrays", "artifacts", "concurrency", "exclusive", "output_max", "outputs", "secrets", "services"];
+const NOT_YET: [&str; 8] =
+    ["array", "arrays", "artifacts", "concurrency", "exclusive", "outputs", "secrets", "services"];
 
 /// `None` if nothing can be made of it; then a mistake is noted.
 pub(super) fn shape(root: &Node, mistakes: &mut Mistakes) -> Option<Json> {
@@ -161,7 +161,7 @@ fn wrong(node: &Node, schema: &Json, what: &str, mistakes: &mut Mistakes) -> Opt
         ("a string", "a number") if matches!(what, "`timeout`" | "`backoff`") => {
             mistake.help(format!("give it a unit: \"{text}s\", \"{text}m\" or \"{text}h\""))
         }
-        ("a string", "a number") if what == "`memory`" => {
+        ("a string", "a number") if matches!(what, "`memory`" | "`output_max`") => {
             mistake.help(format!("give it a unit: \"{text}MiB\" or \"{text}GiB\""))
         }
         ("a string", "a number" | "a boolean") => mistake.help(format!("put it in quotes: \"{text}\"")),

@@ -123,6 +123,9 @@ fn with(step: &PlannedStep) -> String {
     if let Some(memory) = spec.resources.memory_bytes {
         words.push(format!("memory {} MiB", memory / 1024 / 1024));
     }
+    if let Some(bytes) = spec.output_max {
+        words.push(format!("output {} KiB", bytes / 1024));
+    }
     if let Some(cpus) = spec.resources.cpus {
         words.push(format!("cpus {cpus}"));
     }

@@ -256,6 +256,13 @@ impl Resolver<'_> {
             Some(pool) => self.check(pool.parse::<PoolName>().map_err(|error| error.to_string()), pool_place),
             None => Some(PoolName::default()),
         };
+        let output_max = match step.output_max.as_ref().or(defaults.output_max.as_ref()) {
+            Some(text) => {
+                let bytes = units::size_bytes(&text.0).and_then(|bytes| bounds::output_max(bytes).map(|()| bytes));
+                self.check(bytes, place("output_max")).map(Some)
+            }
+            None => Some(None),
+        };
         let resources = self.resources(step, node);
         Some(StepSpec {
             command: Command::Argv(Vec::new()),
@@ -265,6 +272,7 @@ impl Resolver<'_> {
             sources: Vec::new(),
             timeout_ms: timeout_ms?,
             grace_ms: GRACE_MS,
+            output_max: output_max?,
             resources: resources?,
             network: step.network.or(defaults.network).unwrap_or_default(),
             pool: pool?,
@@ -280,7 +288,7 @@ impl Resolver<'_> {
         let (memory_place, cpus_place) = (place("memory"), place("cpus"));
         let memory_bytes = match own.memory.as_ref().or(default.memory.as_ref()) {
             Some(text) => {
-                let bytes = units::memory_bytes(&text.0).and_then(|bytes| bounds::memory(bytes).map(|()| bytes));
+                let bytes = units::size_bytes(&text.0).and_then(|bytes| bounds::memory(bytes).map(|()| bytes));
                 self.check(bytes, memory_place).map(Some)
             }
             None => Some(None),

@@ -30,7 +30,7 @@ pub(super) fn duration_ms(text: &str) -> Result<u64, String> {
 }
 
 /// Bytes of `512MiB`; what is wrong with it otherwise.
-pub(super) fn memory_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn size_bytes(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let shift = match unit {
@@ -44,10 +44,10 @@ pub(super) fn memory_bytes(text: &str) -> Result<u64, String> {
                 _ => "MiB",
             };
             let number = if digits == 0 { "512" } else { number };
-            return Err(format!("`{text}` is no amount of memory: write KiB, MiB or GiB, as in `{number}{meant}`"));
+            return Err(format!("`{text}` is no size: write KiB, MiB or GiB, as in `{number}{meant}`"));
         }
     };
-    let number = number.parse::<u64>().map_err(|_| format!("`{text}` is no amount of memory: as in `512MiB`"))?;
+    let number = number.parse::<u64>().map_err(|_| format!("`{text}` is no size: as in `512MiB`"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is more than any machine has"))
 }
 
@@ -76,13 +76,13 @@ mod tests {
     }
 
     #[test]
-    fn memory() {
-        assert_eq!(memory_bytes("512MiB"), Ok(512 << 20));
-        assert_eq!(memory_bytes("2GiB"), Ok(2 << 30));
+    fn sizes() {
+        assert_eq!(size_bytes("512MiB"), Ok(512 << 20));
+        assert_eq!(size_bytes("2GiB"), Ok(2 << 30));
         for (bad, mend) in [("512", "512MiB"), ("512m", "512MiB"), ("2GB", "2GiB"), ("", "512MiB"), ("MiB", "512MiB")] {
-            let error = memory_bytes(bad).unwrap_err();
+            let error = size_bytes(bad).unwrap_err();
             assert!(error.contains(mend), "{bad:?}: {error}");
         }
-        assert!(memory_bytes("99999999999GiB").unwrap_err().contains("any machine"));
+        assert!(size_bytes("99999999999GiB").unwrap_err().contains("any machine"));
     }
 }

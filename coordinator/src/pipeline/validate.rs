@@ -72,6 +72,7 @@ fn step(step: &PlannedStep) -> Result<(), String> {
     bounds::timeout_ms(spec.timeout_ms)?;
     bounds::timeout_ms(spec.grace_ms).map_err(|_| "the grace is 1 s to 7 d".to_owned())?;
     bounds::resources(&spec.resources)?;
+    spec.output_max.map_or(Ok(()), bounds::output_max)?;
     if !spec.sources.is_empty() {
         return Err("`spec.sources` is filled from `sources`, it is submitted empty".to_owned());
     }

@@ -308,6 +308,7 @@ pub(crate) fn plain(name: &str) -> PlannedStep {
             sources: Vec::new(),
             timeout_ms: 1_000,
             grace_ms: 1_000,
+            output_max: None,
             resources: Resources::default(),
             network: Network::default(),
             pool: PoolName::default(),

@@ -6,7 +6,7 @@ use longshore_coordinator::core::view::{RunOutcome, StepPhase};
 use longshore_coordinator::core::{Core, CoreConfig};
 use longshore_coordinator::pipeline::{PlannedStep, Retry, RetryOn};
 use longshore_protocol::event::Event;
-use longshore_protocol::outcome::{CancelledBy, InfraStage};
+use longshore_protocol::outcome::{CancelledBy, HANDED_BACK, InfraStage};
 use longshore_protocol::{Outcome, RunId};
 
 use crate::bench::{Bench, Told, claim, from, needs, plain};
@@ -58,6 +58,25 @@ fn infra_is_the_fleets_to_retry_and_the_users_rule_never_sees_it() {
     assert_eq!(causes(&bench), [RetryCause::Infra, RetryCause::User, RetryCause::Infra, RetryCause::Infra]);
     bench.carry_out("a", &claim(run, "s", 5), infra());
     assert_eq!((outcome(&bench, run, 0), verdict(&bench, run)), (infra().to_string(), Some(RunOutcome::Infra)));
+}
+
+#[test]
+fn what_a_leaving_worker_hands_back_is_charged_to_nobody() {
+    let mut bench = Bench::new();
+    bench.join("a", "e", 1);
+    let (run, _) = bench.submit(vec![plain("s")]);
+    let handed_back = || Outcome::infra(InfraStage::Exec, HANDED_BACK);
+    for attempt in 1..=10 {
+        let tried = bench.carry_out("a", &claim(run, "s", attempt), handed_back());
+        assert_eq!(tried.jobs().len(), 1, "at once: whoever handed it back is not asked again");
+    }
+    // The fleet's own limit is whole.
+    for attempt in 11..=13 {
+        bench.carry_out("a", &claim(run, "s", attempt), infra());
+        assert_eq!(bench.wake().jobs().len(), 1);
+    }
+    bench.carry_out("a", &claim(run, "s", 14), infra());
+    assert_eq!(outcome(&bench, run, 0), infra().to_string());
 }
 
 #[test]

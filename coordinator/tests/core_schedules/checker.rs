@@ -181,6 +181,7 @@ impl Checker {
                     RetryCause::Gone => "gone",
                     RetryCause::User => "user",
                     RetryCause::Lineage => "lineage",
+                    RetryCause::HandedBack => "handed_back",
                 };
                 let step = self.steps.get_mut(execution).unwrap();
                 *step.retried.entry(cause).or_default() += 1;

@@ -17,6 +17,7 @@ fn spec(dice: &mut Dice) -> StepSpec {
         sources: Vec::new(),
         timeout_ms: 1_000,
         grace_ms: 1_000,
+        output_max: None,
         resources: longshore_protocol::job::Resources::default(),
         network,
         pool: PoolName::default(),

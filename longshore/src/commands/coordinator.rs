@@ -34,7 +34,7 @@ const TENANT: &str = "default";
 
 pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
     let metrics = server::install_metrics(longshore_coordinator::metrics::METRICS, &[])?;
-    let shutdown = server::shutdown()?;
+    let shutdown = server::shutdown(None)?;
     let tokens = tokens(args.token.as_deref(), args.tokens.as_deref())?;
     let dir = match args.state {
         Some(dir) => dir,

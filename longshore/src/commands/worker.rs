@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
 use longshore_worker::{BlobSource, Config, Worker, WorkerError};
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::WorkerArgs;
 use crate::embedded::{Found, default_slots, find_engine};
@@ -20,7 +21,8 @@ const HEARTBEATS_PER_LEASE: u32 = 6;
 
 pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
     let metrics = server::install_metrics(longshore_worker::METRICS, longshore_worker::BUCKETS)?;
-    let shutdown = server::shutdown()?;
+    let hurry = CancellationToken::new();
+    let shutdown = server::shutdown(Some(hurry.clone()))?;
     let Found { engine, info } = find_engine(args.docker.as_deref()).await?;
     let broker = server::broker(&args.fleet, NAME)?;
     let dir = match args.state {
@@ -37,6 +39,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
         heartbeat: lease / HEARTBEATS_PER_LEASE,
         parked_max: args.parked,
         parked_for: Duration::from_secs(args.parked_for),
+        drain: Duration::from_secs(args.drain),
         orphan: Duration::from_secs(args.orphan),
         direct: args.direct,
         metrics_listen: args.metrics,
@@ -59,6 +62,11 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
     // Its pages answer meanwhile: what is away comes back without a restart.
     let announced =
         tokio::spawn(shutdown.clone().run_until_cancelled_owned(server::announce(args.fleet.amqp, NAME, ready)));
+    let hurried = worker.hurry();
+    tokio::spawn(async move {
+        hurry.cancelled().await;
+        hurried.cancel();
+    });
     let upkeep = tokio::spawn(server::upkeep(metrics, shutdown.clone()));
     let done = worker.run(shutdown.clone()).await;
     shutdown.cancel();

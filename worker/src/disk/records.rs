@@ -291,6 +291,7 @@ pub(crate) mod tests {
             sources: Vec::new(),
             timeout_ms: 1,
             grace_ms: 1,
+            output_max: None,
             resources: Resources::default(),
             network: Network::None,
             pool: longshore_protocol::PoolName::default(),

@@ -41,6 +41,7 @@ pub(crate) struct Fleet {
     pub(crate) parked_max: Option<u32>,
     pub(crate) parked_for: Duration,
     pub(crate) direct: bool,
+    pub(crate) drain: Duration,
     pub(crate) run: RunId,
     /// Where the last command that `started` told of runs.
     pub(crate) container: String,
@@ -80,6 +81,7 @@ impl Fleet {
             parked_max: None,
             parked_for: PARKED_FOR,
             direct: false,
+            drain: Duration::ZERO,
             run: RunId::new(),
             container: String::new(),
             seen: None,
@@ -101,6 +103,7 @@ impl Fleet {
             parked_max: self.parked_max,
             parked_for: self.parked_for,
             direct: self.direct,
+            drain: self.drain,
             ..Config::new("test", self.state(), blobs)
         }
     }
@@ -154,6 +157,7 @@ impl Fleet {
                 sources: Vec::new(),
                 timeout_ms: 60_000,
                 grace_ms: 0,
+                output_max: None,
                 resources: Resources::default(),
                 network: Network::None,
                 pool: PoolName::default(),

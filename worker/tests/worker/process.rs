@@ -18,6 +18,7 @@ pub(crate) struct Process {
     pub(crate) tap: Tap,
     engine: FakeEngine,
     shutdown: CancellationToken,
+    hurry: CancellationToken,
     ended: JoinHandle<Result<(), WorkerError>>,
     // Last, and given away before it would be dropped: a runtime must not end inside another.
     runtime: Option<Runtime>,
@@ -34,7 +35,7 @@ impl Process {
         let ended = runtime.spawn(async move {
             match Worker::open(config, broker, its_engine).await {
                 Ok(worker) => {
-                    let _ = opened.send(Ok((worker.id().clone(), worker.incarnation())));
+                    let _ = opened.send(Ok((worker.id().clone(), worker.incarnation(), worker.hurry())));
                     worker.run(token).await
                 }
                 Err(error) => {
@@ -44,7 +45,9 @@ impl Process {
             }
         });
         match told.await.unwrap() {
-            Ok((id, incarnation)) => Ok(Self { id, incarnation, tap, engine, shutdown, ended, runtime: Some(runtime) }),
+            Ok((id, incarnation, hurry)) => {
+                Ok(Self { id, incarnation, tap, engine, shutdown, hurry, ended, runtime: Some(runtime) })
+            }
             Err(error) => {
                 runtime.shutdown_background();
                 Err(error)
@@ -54,8 +57,18 @@ impl Process {
 
     /// As service managers do it.
     pub(crate) async fn stop(mut self) {
-        self.shutdown.cancel();
+        self.told_to_end();
         self.ended().await.unwrap();
+    }
+
+    /// The first signal.
+    pub(crate) fn told_to_end(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// The second signal.
+    pub(crate) fn told_to_hurry(&self) {
+        self.hurry.cancel();
     }
 
     /// Waits until it ends by itself.

@@ -180,14 +180,18 @@ async fn p15_output_beyond_the_bound_is_counted_and_the_verdict_stays() {
     let mut fleet = Fleet::new().await;
     fleet.output_bytes_max = 4096;
     let (worker, _) = fleet.started().await;
-    let job = fleet.job("a", "head -c 1000000 /dev/zero");
-    let finished = fleet.carry_out(&job).await;
-    assert_eq!(finished.outcome, Outcome::Passed);
-    let log = fleet.log(&claim(&job), Offsets::default(), finished.output).await;
-    let missing = 1_000_000 - finished.output.stdout;
-    assert!(missing > 0);
-    let marker = log.text(Stream::Stderr);
-    assert!(marker.contains(&format!("{missing} bytes of stdout")), "{marker}");
+    for (step, output_max) in [("a", None), ("b", Some(200_000))] {
+        let mut job = fleet.job(step, "head -c 1000000 /dev/zero");
+        job.spec.output_max = output_max;
+        let finished = fleet.carry_out(&job).await;
+        assert_eq!(finished.outcome, Outcome::Passed);
+        let log = fleet.log(&claim(&job), Offsets::default(), finished.output).await;
+        let bound = output_max.unwrap_or(4096);
+        assert_eq!(log.text(Stream::Stdout).len() as u64, bound);
+        let missing = 1_000_000 - bound;
+        let marker = log.text(Stream::Stderr);
+        assert!(marker.contains(&format!("{missing} bytes of stdout")), "{marker}");
+    }
     worker.stop().await;
 }
 

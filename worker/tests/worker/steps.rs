@@ -5,7 +5,7 @@ use std::time::Duration;
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Finished};
 use longshore_protocol::job::{Base, Command, Job, Keep, Source, StepSpec};
-use longshore_protocol::outcome::SNAPSHOT_LOST;
+use longshore_protocol::outcome::{HANDED_BACK, SNAPSHOT_LOST};
 use longshore_protocol::output::{Offsets, Stream};
 use longshore_protocol::{BlobHash, InfraStage, Outcome, SnapshotId};
 use longshore_worker::engine::EngineError;
@@ -242,6 +242,50 @@ async fn a_worker_without_its_engine_offers_no_slot() {
 }
 
 #[tokio::test]
+async fn a_worker_told_to_end_lets_its_steps_finish_and_claims_no_more() {
+    let mut fleet = Fleet::new().await;
+    fleet.drain = Duration::from_mins(10);
+    let (mut worker, _) = fleet.started().await;
+    let job = fleet.job("a", "echo begun; await go; echo done; exit 3");
+    fleet.dispatch(&job).await;
+    assert_eq!(fleet.output().await.claim, claim(&job));
+    worker.told_to_end();
+    let other = fleet.job("b", "true");
+    fleet.dispatch(&other).await;
+    // Whoever reads its heartbeats sends it nothing either.
+    fleet.heartbeat_where(|hb| hb.slots_free == 0 && hb.attempts.len() == 1).await;
+    fleet.engine.raise("go");
+    let finished = fleet.finished().await;
+    assert_eq!((&finished.claim, finished.outcome), (&claim(&job), Outcome::Failed { exit: 3 }));
+    worker.ended().await.unwrap();
+    assert!(fleet.containers().await.is_empty());
+    // The other one is still in the queue, for whoever comes; nobody has settled the first.
+    let (worker, _) = fleet.started().await;
+    while fleet.finished().await.claim != claim(&other) {}
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn what_runs_is_handed_back_after_its_time_or_at_the_second_signal() {
+    for hurries in [false, true] {
+        let mut fleet = Fleet::new().await;
+        fleet.drain = if hurries { Duration::from_mins(10) } else { Duration::from_millis(200) };
+        let (mut worker, _) = fleet.started().await;
+        let job = fleet.job("a", "echo begun; sleep 1000");
+        fleet.dispatch(&job).await;
+        assert_eq!(fleet.output().await.claim, claim(&job));
+        worker.told_to_end();
+        fleet.heartbeat_where(|hb| hb.slots_free == 0 && hb.attempts.len() == 1).await;
+        if hurries {
+            worker.told_to_hurry();
+        }
+        assert!(fleet.finished().await.outcome.is_handed_back());
+        worker.ended().await.unwrap();
+        assert!(fleet.containers().await.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_worker_that_is_stopped_ends_its_steps_and_says_so() {
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;
@@ -251,7 +295,7 @@ async fn a_worker_that_is_stopped_ends_its_steps_and_says_so() {
     let stopped = tokio::time::timeout(Duration::from_secs(20), worker.stop());
     stopped.await.expect("it flushes for some seconds at most");
     let finished = fleet.finished().await;
-    assert_eq!(infra_reason(&finished, InfraStage::Exec), "the worker was stopped");
+    assert_eq!(infra_reason(&finished, InfraStage::Exec), HANDED_BACK);
     assert!(fleet.containers().await.is_empty());
     let (worker, hello) = fleet.started().await;
     assert_eq!(hello.records.len(), 1, "not settled yet");
