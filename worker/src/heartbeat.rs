@@ -18,7 +18,15 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, disk_
     let mut ticks = interval(every);
     // What is late is old: the next one says it better.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while context.phases.stopped.run_until_cancelled(ticks.tick()).await.is_some() {
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = context.phases.stopped.cancelled() => return,
+            // At once, so that nobody sends it anything more.
+            () = context.phases.stopping.cancelled(), if !stopping => stopping = true,
+            _ = ticks.tick() => {}
+        }
         let connected = context.broker.connected();
         metrics::gauge!(BROKER_CONNECTED).set(f64::from(u8::from(connected)));
         metrics::gauge!(SLOTS_FREE).set(f64::from(context.slots_free()));

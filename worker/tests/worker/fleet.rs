@@ -42,6 +42,7 @@ pub(crate) struct Fleet {
     pub(crate) parked_for: Duration,
     pub(crate) direct: bool,
     pub(crate) drain: Duration,
+    pub(crate) heartbeat_every: Duration,
     pub(crate) run: RunId,
     /// Where the last command that `started` told of runs.
     pub(crate) container: String,
@@ -82,6 +83,7 @@ impl Fleet {
             parked_for: PARKED_FOR,
             direct: false,
             drain: Duration::ZERO,
+            heartbeat_every: Duration::from_millis(20),
             run: RunId::new(),
             container: String::new(),
             seen: None,
@@ -97,7 +99,7 @@ impl Fleet {
         Config {
             slots: self.slots,
             lease: self.lease,
-            heartbeat: Duration::from_millis(20),
+            heartbeat: self.heartbeat_every,
             spool_bytes_max: self.spool_bytes_max,
             output_bytes_max: self.output_bytes_max,
             parked_max: self.parked_max,

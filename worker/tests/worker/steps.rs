@@ -245,6 +245,7 @@ async fn a_worker_without_its_engine_offers_no_slot() {
 async fn a_worker_told_to_end_lets_its_steps_finish_and_claims_no_more() {
     let mut fleet = Fleet::new().await;
     fleet.drain = Duration::from_mins(10);
+    fleet.heartbeat_every = Duration::from_mins(10);
     let (mut worker, _) = fleet.started().await;
     let job = fleet.job("a", "echo begun; await go; echo done; exit 3");
     fleet.dispatch(&job).await;
@@ -252,7 +253,7 @@ async fn a_worker_told_to_end_lets_its_steps_finish_and_claims_no_more() {
     worker.told_to_end();
     let other = fleet.job("b", "true");
     fleet.dispatch(&other).await;
-    // Whoever reads its heartbeats sends it nothing either.
+    // Whoever reads its heartbeats sends it nothing either: the first one said otherwise, so it does not wait.
     fleet.heartbeat_where(|hb| hb.slots_free == 0 && hb.attempts.len() == 1).await;
     fleet.engine.raise("go");
     let finished = fleet.finished().await;
