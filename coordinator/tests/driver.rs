@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use longshore_coordinator::Coordinator;
 use longshore_coordinator::core::entry::Entry;
 use longshore_coordinator::core::view::{RunOutcome, StepPhase};
-use longshore_coordinator::store::Store;
+use longshore_coordinator::store::Store as _;
+use longshore_coordinator::store::sqlite::SqliteStore;
 use longshore_protocol::broker::memory::MemoryBroker;
 use longshore_protocol::broker::{Broker, BrokerError, Consumer, Outgoing, PublishError, QUEUE_HEADER, REASON_HEADER};
 use longshore_protocol::control::Control;
@@ -109,7 +110,7 @@ async fn p3_outbox_left_by_a_crash_is_carried_out_first() {
     fleet.cut_off().await;
     let first = fleet.submitted(ONE_STEP).await;
     fleet.crash().await;
-    let store = Store::open(&fleet.file()).await.unwrap();
+    let store = SqliteStore::open(&fleet.file()).await.unwrap();
     assert_eq!(store.outbox_rows().await.unwrap(), 1, "committed with the run, not confirmed");
     fleet.restart().await;
     let mut worker = ScriptedWorker::join(&fleet, "w1").await;
@@ -139,7 +140,7 @@ async fn p3_a_large_run_is_written_whole_and_its_outbox_is_emptied() {
     let view = fleet.show(run).await;
     let names: Vec<String> = view.steps.iter().map(|step| step.step.to_string()).collect();
     assert_eq!(names, (1..=STEPS).map(|n| format!("s{n}")).collect::<Vec<_>>());
-    let store = Store::open(&fleet.file()).await.unwrap();
+    let store = SqliteStore::open(&fleet.file()).await.unwrap();
     assert_eq!(store.entries_of(run).await.unwrap().len(), 1 + STEPS, "submitted, and each step dispatched");
     assert_eq!(store.open_logs().await.unwrap().len(), STEPS);
     patiently("every confirm", async {
@@ -419,7 +420,7 @@ async fn a_coordinator_killed_at_any_batch_is_replaced_and_the_run_settles() {
         assert!(jobs.values().all(|attempt| *attempt == Attempt::FIRST), "seed {seed}: {jobs:?}");
         let view = fleet.settled(run).await;
         assert_eq!(view.summary.outcome, Some(RunOutcome::Passed), "seed {seed}");
-        let store = Store::open(&fleet.file()).await.unwrap();
+        let store = SqliteStore::open(&fleet.file()).await.unwrap();
         let entries = store.entries_of(run).await.unwrap();
         let settled = entries.iter().filter(|entry| matches!(entry, Entry::Settled { .. })).count();
         assert_eq!(settled, 4, "seed {seed}: {entries:?}");
@@ -439,7 +440,7 @@ async fn p3_a_confirmed_message_leaves_the_outbox_though_nothing_else_is_written
     worker.told(|control| matches!(control, Control::Settled { .. })).await;
     fleet.settled(run).await;
     // The last confirm has no transaction of its own: its row goes with the next one, or when the epoch is renewed.
-    let store = Store::open(&fleet.file()).await.unwrap();
+    let store = SqliteStore::open(&fleet.file()).await.unwrap();
     patiently("an empty outbox", async {
         while store.outbox_rows().await.unwrap() > 0 {
             tokio::task::yield_now().await;

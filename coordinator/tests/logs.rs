@@ -6,7 +6,8 @@ mod support;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use longshore_coordinator::store::Store;
+use longshore_coordinator::store::Store as _;
+use longshore_coordinator::store::sqlite::SqliteStore;
 use longshore_protocol::control::Control;
 use longshore_protocol::output::{Ending, Line, Offsets, Stream};
 use longshore_protocol::{Outcome, RunId};
@@ -86,7 +87,7 @@ async fn a_long_log_is_sealed_in_chunks_and_any_line_opens() {
     }
     worker.finished(&job, Outcome::Passed, Offsets { stdout: offset, stderr: 0 }).await;
     worker.told(|control| matches!(control, Control::Settled { .. })).await;
-    let (run, store) = (job.run, Store::open(&fleet.file()).await.unwrap());
+    let (run, store) = (job.run, SqliteStore::open(&fleet.file()).await.unwrap());
     let chunks = support::patiently("the sealing", async {
         loop {
             let chunks = store.chunks(job.execution, job.attempt).await.unwrap();

@@ -10,7 +10,7 @@
 //! [`fleet`] starts and kills processes ([`builder`] says which are wanted), [`run`] follows a run, [`check`] is the
 //! checker that every one of them runs at its end: settled once, no line missing, no container and no process left.
 //! [`services`] finds RabbitMQ and Docker, [`engine`] asks Docker about what Longshore did, [`actor`] makes images whose
-//! steps can do and see everything, [`dice`] chooses.
+//! steps can do and see everything, [`dice`] chooses. [`store_contract`] is what every store must keep.
 
 pub mod actor;
 pub mod builder;
@@ -23,6 +23,7 @@ pub mod process;
 pub mod run;
 #[path = "../services.rs"]
 pub mod services;
+pub mod store_contract;
 
 pub use builder::FleetBuilder;
 pub use dice::Dice;

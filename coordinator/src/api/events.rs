@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -92,7 +93,7 @@ pub(super) fn sse<T: serde::Serialize>(id: &str, event: &T) -> Event {
 }
 
 struct Follower {
-    store: Store,
+    store: Arc<dyn Store>,
     run: RunId,
     wake: Option<Wake>,
     seen: u64,

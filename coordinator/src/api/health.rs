@@ -17,7 +17,7 @@ pub(super) async fn healthz() -> &'static str {
 /// 200 if runs can be taken and carried out: it leads (which it only does while it can write the
 /// store), and the broker is connected. 503 says what is missing.
 pub(super) async fn readyz(State(state): State<ApiState>) -> Response {
-    let store = state.store.answers().await;
+    let store = state.store.answers().await.is_ok();
     let (leading, broker) =
         state.live.as_ref().map_or((false, false), |live| (*live.leading.borrow(), (live.broker_connected)()));
     let ready = leading && broker && store;

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::Body;
@@ -84,7 +85,7 @@ async fn reader(
     let mut newest = Attempt::FIRST;
     match &wanted.step {
         Some(step) => {
-            let wanted = wanted_log(&state.store, run, step).await?.ok_or(ApiError::NotFound("step"))?;
+            let wanted = wanted_log(&*state.store, run, step).await?.ok_or(ApiError::NotFound("step"))?;
             selection.execution = Some(wanted.execution);
             newest = wanted.attempts.last().map_or(newest, |attempt| attempt.attempt);
         }
@@ -118,7 +119,7 @@ struct WantedLog {
 }
 
 /// A step by its name, or a remake by its own (P20): `build~1`.
-async fn wanted_log(store: &Store, run: RunId, name: &StepName) -> Result<Option<WantedLog>, StoreError> {
+async fn wanted_log(store: &dyn Store, run: RunId, name: &StepName) -> Result<Option<WantedLog>, StoreError> {
     if let Some(view) = store.step(run, name).await? {
         let StepView { execution, phase, attempts, .. } = view;
         return Ok(Some(WantedLog { execution, phase, attempts }));
@@ -131,7 +132,7 @@ async fn wanted_log(store: &Store, run: RunId, name: &StepName) -> Result<Option
 
 /// Says when nothing more can come.
 struct Until {
-    store: Store,
+    store: Arc<dyn Store>,
     selection: Selection,
     step: Option<StepName>,
 }
@@ -143,7 +144,7 @@ impl Until {
             return Ok(true);
         }
         let Some(step) = &self.step else { return Ok(false) };
-        let Some(log) = wanted_log(&self.store, run, step).await? else { return Ok(true) };
+        let Some(log) = wanted_log(&*self.store, run, step).await? else { return Ok(true) };
         let closed = match self.selection.attempt {
             Some(wanted) => log.attempts.iter().any(|attempt| attempt.attempt == wanted && attempt.log_closed),
             None => log.phase == StepPhase::Settled && log.attempts.iter().all(|attempt| attempt.log_closed),

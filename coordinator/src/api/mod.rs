@@ -51,7 +51,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// What the handlers need.
 #[derive(Clone)]
 pub(crate) struct ApiState {
-    store: Store,
+    store: Arc<dyn Store>,
     blobs: Blobs,
     chunks: ChunkFiles,
     tokens: Arc<Tokens>,
@@ -73,7 +73,7 @@ pub(crate) struct Live {
 }
 
 impl ApiState {
-    pub(crate) fn new(store: Store, blobs: Blobs, chunks: ChunkFiles) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, blobs: Blobs, chunks: ChunkFiles) -> Self {
         Self { store, blobs, chunks, tokens: Arc::default(), metrics: None, live: None }
     }
 
@@ -151,12 +151,13 @@ mod tests {
     use longshore_protocol::outcome::CancelledBy;
 
     use super::*;
+    use crate::store::sqlite::SqliteStore;
 
     /// It would hold its client, and the end of the process, for ever.
     #[tokio::test]
     async fn a_command_that_no_reign_takes_is_answered_when_the_reign_ends() {
         let dir = tempfile::TempDir::new().unwrap();
-        let store = Store::open(&dir.path().join("state.db")).await.unwrap();
+        let store = SqliteStore::open(&dir.path().join("state.db")).await.unwrap();
         let blobs = Blobs::open(dir.path(), 0).await.unwrap();
         let (commands, taken) = mpsc::channel(1);
         let (leading, leading_in) = watch::channel(true);
@@ -168,7 +169,7 @@ mod tests {
             broker_connected: Arc::new(|| true),
             closing: CancellationToken::new(),
         };
-        let state = ApiState::new(store, blobs, ChunkFiles::in_blobs(dir.path())).with_live(live);
+        let state = ApiState::new(Arc::new(store), blobs, ChunkFiles::in_blobs(dir.path())).with_live(live);
         // The first one fills the line, the second one waits to get into it.
         let ask = async || {
             let (run, by) = (RunId::new(), CancelledBy::User);

@@ -117,7 +117,7 @@ impl<B: Broker> Writer<B> {
             let stop = self.hands.stop.clone();
             self.hands.tracker.spawn(async move {
                 let sealing = async {
-                    let chunks = files.seal(&store, &order).await;
+                    let chunks = files.seal(&*store, &order).await;
                     // Nobody listens once the reign is over: the log stays open, the next one seals it.
                     drop(internals.send(Internal::Sealed { claim: order.claim, chunks }).await);
                 };

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::core::CoreConfig;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Store, StoreError};
 
 /// Of one blob: a source directory, packed. Larger ones belong into an image.
 pub const BLOB_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -61,10 +64,22 @@ impl Config {
 }
 
 /// Where the journal is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum StateLocation {
     /// In this file, made if it is missing.
     Sqlite(PathBuf),
+    /// In this one, which is open.
+    Open(Arc<dyn Store>),
+}
+
+impl StateLocation {
+    /// Opens it, and brings its tables up to date.
+    pub async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        match self {
+            Self::Sqlite(file) => Ok(Arc::new(SqliteStore::open(file).await?)),
+            Self::Open(store) => Ok(Arc::clone(store)),
+        }
+    }
 }
 
 /// Bearer tokens, each of a tenant. None: whoever reaches the API may use it, as tenant `default`.

@@ -36,6 +36,7 @@ use crate::core::CoreConfig;
 use crate::core::view::WorkerView;
 use crate::logs::seal::ChunkFiles;
 use crate::store::epoch::RENEW;
+use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
 use feed::Feed;
 use reign::ReignError;
@@ -85,7 +86,7 @@ pub enum CoordinatorError {
 struct Shared<B: Broker> {
     broker: B,
     topology: Topology,
-    store: Store,
+    store: Arc<dyn Store>,
     chunks: ChunkFiles,
     feed: Arc<Feed>,
     core: CoreConfig,
@@ -122,8 +123,7 @@ impl<B: Broker> Coordinator<B> {
             }
         };
         let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let StateLocation::Sqlite(file) = &config.state;
-        let store = Store::open(file).await?;
+        let store = config.state.open().await?;
         let blobs = Blobs::open(&config.blob_dir, config.blob_bytes_max).await?;
         let chunks = ChunkFiles::in_blobs(&config.blob_dir);
         let lease = config.lease();
@@ -256,7 +256,7 @@ async fn upkeep(metrics: Option<metrics_exporter_prometheus::PrometheusHandle>, 
 
 /// The read-only API over a past run's file, without a driver: `ls`, `show` and `logs`.
 pub fn reader(store_file: &Path, blob_dir: &Path) -> Result<axum::Router, StoreError> {
-    let store = Store::open_to_read(store_file)?;
+    let store = Arc::new(SqliteStore::open_to_read(store_file)?);
     let api = ApiState::new(store, Blobs::open_to_read(blob_dir), ChunkFiles::in_blobs(blob_dir));
     Ok(crate::api::router(api))
 }

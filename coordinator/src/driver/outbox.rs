@@ -58,7 +58,7 @@ pub(super) struct Publisher<B: Broker> {
     pub(super) broker: B,
     pub(super) topology: Topology,
     pub(super) shard: Shard,
-    pub(super) store: Store,
+    pub(super) store: Arc<dyn Store>,
     pub(super) newest: watch::Receiver<Newest>,
     pub(super) done: mpsc::Sender<Internal>,
     pub(super) declared: BTreeSet<PoolName>,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use longshore_protocol::broker::Broker;
@@ -67,7 +68,7 @@ pub(super) async fn lead<B: Broker>(
     led
 }
 
-async fn renew(store: Store, epoch: Epoch) {
+async fn renew(store: Arc<dyn Store>, epoch: Epoch) {
     loop {
         tokio::time::sleep(RENEW).await;
         if let Err(error) = store.renew_epoch(epoch).await {

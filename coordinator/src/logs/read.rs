@@ -55,7 +55,7 @@ impl FromStr for Place {
 /// Reads the selected logs in the order of storing.
 #[derive(Debug)]
 pub struct LogReader {
-    store: Store,
+    store: Arc<dyn Store>,
     files: ChunkFiles,
     selection: Selection,
     place: Place,
@@ -67,7 +67,7 @@ type ChunkKey = (ExecutionId, Attempt, u64);
 
 impl LogReader {
     /// From the beginning.
-    pub fn new(store: Store, files: ChunkFiles, selection: Selection) -> Self {
+    pub fn new(store: Arc<dyn Store>, files: ChunkFiles, selection: Selection) -> Self {
         Self { store, files, selection, place: Place::default(), chunks: VecDeque::new() }
     }
 

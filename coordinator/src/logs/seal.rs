@@ -82,7 +82,7 @@ impl ChunkFiles {
 
     /// Seals as many whole chunks as there are; what is shorter stays open. They count once their
     /// rows are written; sealed again after a crash between, they are the same files.
-    pub async fn seal(&self, store: &Store, order: &SealOrder) -> Result<Vec<(ChunkRow, Sealed)>, ChunkError> {
+    pub async fn seal(&self, store: &dyn Store, order: &SealOrder) -> Result<Vec<(ChunkRow, Sealed)>, ChunkError> {
         // Nobody closes it; without it a seal would only be one more at once.
         let _permit = self.seals.acquire().await.ok();
         let rows = store.open_rows(&order.claim, order.first_line, order.end_line).await?;

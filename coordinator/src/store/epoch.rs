@@ -1,52 +1,8 @@
 //! Who leads (P21).
 
-use longshore_protocol::Epoch;
-use sqlx::SqliteConnection;
-
-use super::{Store, StoreError, count, sql};
-
 /// A reign lapses after this long without a transaction, by the store's clock. Long enough for a
 /// slow disk's fsync, short enough that a fleet hardly notices.
 pub const LAPSE_MS: u64 = 3_000;
 
 /// How often an idle leader touches the row: three times within [`LAPSE_MS`].
 pub const RENEW: std::time::Duration = std::time::Duration::from_secs(1);
-
-// The store's own clock, in ms, stands in both statements: the one expression that another database
-// spells otherwise. A row renewed in the future was written before that clock was set back: its
-// holder would have renewed it since.
-const TAKE: &str = "UPDATE epoch SET epoch = epoch + 1, holder = $2, \
-                    renewed_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) \
-                    WHERE id = 1 AND epoch = $1 AND \
-                    ABS(CAST(unixepoch('subsec') * 1000 AS INTEGER) - renewed_at_ms) >= $3";
-const TOUCH: &str = "UPDATE epoch SET renewed_at_ms = CAST(unixepoch('subsec') * 1000 AS INTEGER) WHERE epoch = $1";
-
-impl Store {
-    /// Takes the epoch if it has lapsed. `None`: somebody leads.
-    pub async fn take_epoch(&self, holder: &str) -> Result<Option<Epoch>, StoreError> {
-        let (seen,): (i64,) = sqlx::query_as("SELECT epoch FROM epoch WHERE id = 1").fetch_one(&self.readers).await?;
-        let taken =
-            sqlx::query(TAKE).bind(seen).bind(holder).bind(sql(LAPSE_MS)).execute(&self.writer).await?.rows_affected();
-        Ok((taken == 1).then(|| Epoch(count(seen) + 1)))
-    }
-
-    /// Touches the row and writes nothing else, while a leader has nothing to write.
-    pub async fn renew_epoch(&self, epoch: Epoch) -> Result<(), StoreError> {
-        touch(&mut *self.writer.acquire().await?, epoch).await
-    }
-
-    /// Gives the epoch back, so that whoever stands by need not wait for it to lapse.
-    pub async fn release_epoch(&self, epoch: Epoch) -> Result<(), StoreError> {
-        sqlx::query("UPDATE epoch SET renewed_at_ms = 0 WHERE epoch = $1")
-            .bind(sql(epoch.0))
-            .execute(&self.writer)
-            .await?;
-        Ok(())
-    }
-}
-
-/// P21: touching the row on condition of its epoch is what fences; a plain read would not.
-pub(super) async fn touch(connection: &mut SqliteConnection, epoch: Epoch) -> Result<(), StoreError> {
-    let touched = sqlx::query(TOUCH).bind(sql(epoch.0)).execute(connection).await?.rows_affected();
-    if touched == 1 { Ok(()) } else { Err(StoreError::Deposed(epoch)) }
-}

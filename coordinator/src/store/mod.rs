@@ -1,12 +1,13 @@
-//! The store: one SQLite file with the journal, the read tables, the outbox and the open end of each log.
+//! The store: the journal, the read tables, the outbox and the open end of each log.
+//!
+//! [`Store`] is the contract; [`sqlite`] keeps it in one file. What is in a store, by concern:
 //!
 //! * [`epoch`] who leads (P21): a row taken by compare-and-set, touched by every transaction;
 //! * [`batch`] the one way to write: a batch of everything that follows from some inputs, one transaction (P3);
 //! * [`recover`] what a new leader reads: entries of open runs, messages left in the outbox, open logs;
 //! * [`runs`] and [`log_rows`] what the API reads.
 //!
-//! Statements use `$1` (or are built by sqlx, with each database's own), `ON CONFLICT` and 64-bit numbers
-//! only, so that Postgres takes them as they are; migrations are a folder per database. Committed means on disk (`synchronous=FULL`).
+//! The statements are one text for every database, in `sql/`; migrations are a folder per database.
 
 pub mod batch;
 pub mod epoch;
@@ -14,40 +15,129 @@ pub mod log_rows;
 pub mod packed;
 pub mod recover;
 pub mod runs;
+pub mod sqlite;
 
-use std::path::Path;
-use std::time::Duration;
+use futures_util::future::BoxFuture;
+use longshore_protocol::event::Claim;
+use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, StepName};
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use crate::core::entry::Entry;
+use crate::core::input::Millis;
+use crate::core::view::{RunSummary, StepView};
+use batch::{Batch, OutboxRow};
+use log_rows::{RowPlace, Selection, StoredRow};
+use recover::{Counters, OpenLog};
+use runs::{Changed, RunState, Submitted};
 
-/// SQLite has one writer at a time. More connections would only wait for each other.
-const WRITERS: u32 = 1;
+/// What a store's method gives once it is awaited.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
-/// Readers do not wait for the writer (WAL). Each costs a thread; API requests queue for them.
-const READERS: u32 = 4;
+/// Where everything is that must outlive a coordinator. Which one it is, is known when a process starts: so the rest
+/// holds an `Arc<dyn Store>`, and a boxed future is nothing beside a transaction.
+///
+/// INVARIANT, which every implementation keeps (`tests/src/store_contract`):
+///
+/// * *Committed means on disk.* What a method that writes has answered with `Ok` is there after a crash of the process
+///   and of its machine; what it has not answered yet may be there or not, and then whole.
+/// * *An error of a method that writes leaves open what was written*, except [`StoreError::Deposed`], which says: nothing.
+///   An answer can be lost after the commit, so whoever leads ends the reign and begins again from what is read back.
+/// * *Two processes may use one store at the same time.* Only the epoch's holder writes (P21), anybody reads.
+/// * A method that reads changes nothing, and sees all of each batch or nothing of it. It may be called at any time, any
+///   number at once, and need not wait for the one writer.
+/// * A future that is dropped before its end has written all or nothing.
+pub trait Store: std::fmt::Debug + Send + Sync {
+    /// Takes the epoch if it was released or has lapsed: not renewed for [`LAPSE_MS`](epoch::LAPSE_MS) by the store's own
+    /// clock, whatever the callers' clocks say. `None`: somebody leads. Of several who try at once, one gets it.
+    /// `holder` is for people.
+    fn take_epoch<'a>(&'a self, holder: &'a str) -> Answer<'a, Option<Epoch>>;
 
-/// How long a transaction waits for another process's, a standing-by coordinator's say, which takes
-/// milliseconds. Beyond it something is wrong with the file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+    /// Renews it and writes nothing else, while a leader has nothing to write. [`StoreError::Deposed`] as for
+    /// [`commit`](Self::commit).
+    fn renew_epoch(&self, epoch: Epoch) -> Answer<'_, ()>;
 
-/// Pages of 4 KiB in the write-ahead log before they go into the file itself. With SQLite's 1,000, one batch of output
-/// would be written twice and synced three times; in 16 MiB most of its pages have been freed by a sealed chunk and used
-/// again, and are written once.
-const WAL_PAGES: &str = "4096";
+    /// Gives the epoch back, so that whoever stands by need not wait for it to lapse. Another's stays as it is.
+    fn release_epoch(&self, epoch: Epoch) -> Answer<'_, ()>;
 
-/// How often a migration is tried that met another process migrating the same new file.
-const MIGRATE_TRIES: u32 = 5;
+    /// The one way to write: all of the batch or nothing, and the epoch is renewed by it.
+    /// [`StoreError::Deposed`] if another epoch was taken since, however long ago this one's holder looked last: a plain
+    /// read before the transaction would not fence (P21). Called by the one writer of a reign, one at a time.
+    fn commit<'a>(&'a self, epoch: Epoch, batch: &'a Batch) -> Answer<'a, ()>;
 
+    /// Whether a run is known, for the one writer: no number of readers makes it wait.
+    fn is_known(&self, run: RunId) -> Answer<'_, bool>;
+
+    /// The entries of every run that is not done, and of the workers, in order, each with its moment. Of a worker's
+    /// `heard` only the newest is worth reading: each replaces the one before it.
+    fn entries_to_replay(&self) -> Answer<'_, Vec<(Millis, Entry)>>;
+
+    /// Where the one writer goes on counting.
+    fn counters(&self) -> Answer<'_, Counters>;
+
+    /// Messages behind this one, in order, at most so many.
+    fn outbox_after(&self, id: i64, limit: u32) -> Answer<'_, Vec<OutboxRow>>;
+
+    /// The logs of the runs that are not done which may still grow.
+    fn open_logs(&self) -> Answer<'_, Vec<OpenLog>>;
+
+    /// The lines of one log in no chunk, from one on and before another, row by row, [packed](packed::pack).
+    fn open_rows<'a>(&'a self, claim: &'a Claim, from: u64, before: u64) -> Answer<'a, Vec<Vec<u8>>>;
+
+    /// Runs, newest first, from behind `before` on; of one tenant, or of all.
+    fn list_runs<'a>(
+        &'a self,
+        tenant: Option<&'a str>,
+        before: Option<RunId>,
+        limit: u32,
+    ) -> Answer<'a, Vec<RunSummary>>;
+
+    /// A run with its steps, as of one moment.
+    fn run(&self, run: RunId) -> Answer<'_, Option<RunState>>;
+
+    /// Whether a run is known, and what was submitted.
+    fn submitted(&self, run: RunId) -> Answer<'_, Option<Submitted>>;
+
+    /// One run in the list, and whether it is done.
+    fn summary(&self, run: RunId) -> Answer<'_, Option<(RunSummary, bool)>>;
+
+    /// One step of a run by its name.
+    fn step<'a>(&'a self, run: RunId, step: &'a StepName) -> Answer<'a, Option<StepView>>;
+
+    /// What changed in a run after a place, in order, each with its own; and whether the run is done. As of one moment.
+    fn changes_after(&self, run: RunId, change: u64) -> Answer<'_, (Vec<(u64, Changed)>, bool)>;
+
+    /// Rows of logs from a place on, in order, at most so many.
+    fn log_rows<'a>(&'a self, of: &'a Selection, from: u64, limit: u32) -> Answer<'a, Vec<StoredRow>>;
+
+    /// The row that holds a line of one log; the one before it where the log is shorter.
+    fn row_of_line(&self, execution: ExecutionId, attempt: Attempt, line: u64) -> Answer<'_, Option<RowPlace>>;
+
+    /// Rows before a place, newest first, at most so many, without their bytes.
+    fn rows_before<'a>(&'a self, of: &'a Selection, before: u64, limit: u32) -> Answer<'a, Vec<RowPlace>>;
+
+    /// The index of one log's chunks: first line and number of lines of each.
+    fn chunks(&self, execution: ExecutionId, attempt: Attempt) -> Answer<'_, Vec<(u64, u64)>>;
+
+    /// The whole journal of one run, for tests and for people.
+    fn entries_of(&self, run: RunId) -> Answer<'_, Vec<Entry>>;
+
+    /// How many messages are in the outbox.
+    fn outbox_rows(&self) -> Answer<'_, u64>;
+
+    /// Whether it answers: cheap enough to be asked by anybody, at any time.
+    fn answers(&self) -> Answer<'_, ()>;
+
+    /// Lets go of it. What was committed is in it; the methods of what was closed fail.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
 /// What the store could not do.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Somebody else has taken the epoch: nothing was written (P21).
     #[error("epoch {0} no longer leads")]
-    Deposed(longshore_protocol::Epoch),
-    /// The database's own word: a full disk, a damaged file.
+    Deposed(Epoch),
+    /// The store's own word: a full disk, a damaged file, a connection that was lost.
     #[error("the store failed: {0}")]
-    Database(#[from] sqlx::Error),
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The file was written by another Longshore.
     #[error("the store cannot be brought up to date: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -64,72 +154,9 @@ pub enum StoreError {
     Missing(std::path::PathBuf),
 }
 
-/// One SQLite file. Cloned freely: the connections are shared.
-#[derive(Clone, Debug)]
-pub struct Store {
-    writer: SqlitePool,
-    readers: SqlitePool,
-}
-
-impl Store {
-    /// Opens a file, or makes it and its directory, and brings its tables up to date.
-    pub async fn open(file: &Path) -> Result<Self, StoreError> {
-        if let Some(dir) = file.parent() {
-            tokio::fs::create_dir_all(dir).await.map_err(sqlx::Error::Io)?;
-        }
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .pragma("wal_autocheckpoint", WAL_PAGES)
-            .busy_timeout(BUSY_TIMEOUT);
-        let writer = pool(WRITERS).connect_with(options.clone()).await?;
-        migrate(&writer).await?;
-        let readers = pool(READERS).connect_lazy_with(options.read_only(true));
-        Ok(Self { writer, readers })
-    }
-
-    /// A past run's file, to look at. It connects with the first question; nothing is ever written.
-    pub fn open_to_read(file: &Path) -> Result<Self, StoreError> {
-        if !file.is_file() {
-            return Err(StoreError::Missing(file.to_owned()));
-        }
-        let options = SqliteConnectOptions::new().filename(file).read_only(true).busy_timeout(BUSY_TIMEOUT);
-        let readers = pool(READERS).connect_lazy_with(options);
-        Ok(Self { writer: readers.clone(), readers })
-    }
-
-    /// Whether it answers: cheap enough to be asked by anybody, at any time.
-    pub async fn answers(&self) -> bool {
-        sqlx::query_as::<_, (i64,)>("SELECT epoch FROM epoch WHERE id = 1").fetch_one(&self.readers).await.is_ok()
-    }
-
-    /// Lets go of the file. What was committed is in it.
-    pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
-    }
-}
-
-/// A file in this process is not lost between two questions: asking it first whether it is there would cost a round
-/// trip to its thread each time.
-fn pool(connections: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new().max_connections(connections).test_before_acquire(false)
-}
-
-/// SQLite has no lock for migrations: of two processes that open a new file at once, one finds the
-/// tables of the other half made, and finds them whole when it looks again.
-async fn migrate(pool: &SqlitePool) -> Result<(), StoreError> {
-    let migrator = sqlx::migrate!("migrations/sqlite");
-    let mut tries = 1;
-    loop {
-        match migrator.run(pool).await {
-            Ok(()) => return Ok(()),
-            Err(error) if tries == MIGRATE_TRIES => return Err(error.into()),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50 * u64::from(tries))).await,
-        }
-        tries += 1;
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Failed(error.into())
     }
 }
 

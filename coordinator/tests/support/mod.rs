@@ -14,7 +14,8 @@ use futures_util::StreamExt;
 use http_body_util::BodyExt;
 use longshore_coordinator::core::view::RunView;
 use longshore_coordinator::pipeline::{Pipeline, parse};
-use longshore_coordinator::store::Store;
+use longshore_coordinator::store::Store as _;
+use longshore_coordinator::store::sqlite::SqliteStore;
 use longshore_coordinator::{Config, Coordinator, StateLocation};
 use longshore_protocol::broker::memory::MemoryBroker;
 use longshore_protocol::broker::{Broker, Consumer, Outgoing};
@@ -107,7 +108,7 @@ impl Fleet {
     pub async fn restart(&mut self) {
         assert!(self.running.is_none(), "it still runs");
         if self.starts > 0 {
-            let store = Store::open(&self.file()).await.unwrap();
+            let store = SqliteStore::open(&self.file()).await.unwrap();
             store.release_epoch(Epoch(self.starts)).await.unwrap();
             store.close().await;
         }
