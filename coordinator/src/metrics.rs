@@ -1,9 +1,10 @@
 //! What the coordinator counts. Taken from journal entries once they are committed, never on replay.
 
-use longshore_protocol::Outcome;
 use longshore_protocol::broker::DEAD_LETTERS_METRIC;
 use longshore_protocol::metric::{MetricDoc, MetricKind};
+use longshore_protocol::{Outcome, PoolName};
 
+use crate::core::Waited;
 use crate::core::entry::{End, Entry, RetryCause};
 use crate::core::view::{AttemptView, StepPhase};
 
@@ -12,11 +13,22 @@ pub const METRICS: &[MetricDoc] = &[
     counter(
         "longshore_runs_total",
         "Runs settled, by outcome.",
-        &[("outcome", &["passed", "failed", "infra", "cancelled"])],
+        &[("outcome", &["passed", "failed", "timed_out", "infra", "cancelled"])],
     ),
     gauge("longshore_runs_open", "Runs that are not settled.", &[]),
     counter("longshore_steps_total", "Steps settled, by outcome.", &[("outcome", &Outcome::WORDS)]),
     gauge("longshore_steps_open", "Steps that are not settled, by what they are doing.", &[("phase", &PHASES)]),
+    gauge(
+        "longshore_steps_ready",
+        "Steps that wait for their turn or for a worker, by pool; of pools that never had a worker together as `(no worker)`.",
+        &[("pool", &[])],
+    ),
+    histogram(
+        "longshore_ready_to_dispatch_seconds",
+        "From when an attempt could have been dispatched until it was: its turn, a slot or its concurrency group.",
+        &[],
+    ),
+    histogram("longshore_dispatch_to_accept_seconds", "From an attempt's dispatch to its worker's claim.", &[]),
     counter("longshore_steps_cached_total", "Attempts that passed because their cache key's snapshot was there.", &[]),
     histogram(
         "longshore_queue_to_start_seconds",
@@ -130,6 +142,20 @@ pub(crate) fn entry_committed(entry: &Entry) {
         }
         _ => {}
     }
+}
+
+/// Observes how long an attempt waited for its turn, or for its claim.
+pub(crate) fn attempt_waited(waited: &Waited) {
+    match waited {
+        Waited::Ready(ms) => metrics::histogram!("longshore_ready_to_dispatch_seconds").record(seconds(*ms)),
+        Waited::Queued(ms) => metrics::histogram!("longshore_dispatch_to_accept_seconds").record(seconds(*ms)),
+    }
+}
+
+/// Shows how many steps wait in a pool.
+pub(crate) fn steps_ready(pool: Option<&PoolName>, steps: usize) {
+    let pool = pool.map_or_else(|| "(no worker)".to_owned(), ToString::to_string);
+    metrics::gauge!("longshore_steps_ready", "pool" => pool).set(steps as f64);
 }
 
 /// Observes how long an attempt waited for its command's start.

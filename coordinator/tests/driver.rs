@@ -107,13 +107,14 @@ async fn p8_the_clock_ticks_only_when_its_queue_is_there_and_consumed() {
 #[tokio::test]
 async fn p3_outbox_left_by_a_crash_is_carried_out_first() {
     let mut fleet = Fleet::start().await;
+    let mut worker = ScriptedWorker::join(&fleet, "w1").await;
+    fleet.knows("w1").await;
     fleet.cut_off().await;
     let first = fleet.submitted(ONE_STEP).await;
     fleet.crash().await;
     let store = SqliteStore::open(&fleet.file()).await.unwrap();
     assert_eq!(store.outbox_rows().await.unwrap(), 1, "committed with the run, not confirmed");
     fleet.restart().await;
-    let mut worker = ScriptedWorker::join(&fleet, "w1").await;
     let second = fleet.submitted(ONE_STEP).await;
     let jobs = [worker.next_job().await, worker.next_job().await];
     assert_eq!([jobs[0].run, jobs[1].run], [first, second], "what was left comes first");
@@ -135,6 +136,7 @@ async fn p3_outbox_left_by_a_crash_is_carried_out_first() {
 async fn p3_a_large_run_is_written_whole_and_its_outbox_is_emptied() {
     const STEPS: usize = 1_201;
     let fleet = Fleet::start().await;
+    fleet.idler("w1", u32::try_from(STEPS).unwrap()).await;
     let steps: Vec<String> = (1..=STEPS).map(|n| format!("  - {{name: s{n}, image: busybox, run: echo}}")).collect();
     let run = fleet.submitted(&format!("name: large\nsteps:\n{}", steps.join("\n"))).await;
     let view = fleet.show(run).await;
@@ -305,6 +307,7 @@ async fn p8_a_silent_worker_is_lost_after_its_lease_and_its_step_goes_on_elsewhe
 #[tokio::test]
 async fn p6_a_job_lost_from_its_queue_is_dispatched_anew() {
     let fleet = Fleet::start_with(|config| config.core.accept_deadline_ticks = 5).await;
+    fleet.idler("idle", 9).await;
     let run = fleet.submitted(ONE_STEP).await;
     let queue = fleet.topology().pool_jobs(SHARD, &PoolName::default());
     patiently("the job in its queue", async {

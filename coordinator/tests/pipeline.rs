@@ -70,6 +70,39 @@ fn plans_read_at_a_glance() {
 }
 
 #[test]
+fn how_a_step_waits_is_its_own_the_defaults_or_the_pipelines() {
+    let text = "name: a\ntimeout: 2h\npriority: -3\nqueue_timeout: 5m\n\
+                defaults: {image: debian, concurrency: {group: all, max: 4}}\nsteps:\n\
+                - {name: plain, run: x}\n\
+                - {name: own, matrix: {n: [1, 2]}, priority: 100, queue_timeout: 9m, run: x, \
+                   concurrency: 'site-${{ matrix.n }}'}\n";
+    let pipeline = plan(text);
+    assert_eq!(pipeline.timeout_ms, Some(7_200_000));
+    let waits = |step: usize| {
+        let step = &pipeline.steps[step];
+        let group = step.concurrency.as_ref().map(|of| (of.group.as_str(), of.max));
+        (step.priority, step.queue_timeout_ms, group)
+    };
+    assert_eq!(waits(0), (-3, Some(300_000), Some(("all", 4))));
+    assert_eq!(waits(1), (100, Some(540_000), Some(("site-1", 1))));
+    assert_eq!(waits(2), (100, Some(540_000), Some(("site-2", 1))));
+    let step = |keys: &str| format!("name: a\nsteps:\n- {{name: b, image: i, run: x, {keys}}}\n");
+    for (keys, says) in [
+        ("priority: 101", "a whole number from -100 to 100"),
+        ("priority: 1.5", "a whole number"),
+        ("queue_timeout: 1", "give it a unit"),
+        ("queue_timeout: 8d", "at most `7d`"),
+        ("concurrency: 7", "put it in quotes"),
+        ("concurrency: {group: g, max: 0}", "a whole number from 1"),
+        ("concurrency: {max: 2}", "has no `group`"),
+        ("concurrency: ''", "1 to 200 characters"),
+    ] {
+        let errors = parse(&step(keys)).map(|plan| format!("{plan:?}")).expect_err(keys);
+        assert!(format!("{errors:#}").contains(says), "{keys}: {errors:#}");
+    }
+}
+
+#[test]
 fn yaml_and_json_are_one_language() {
     let yaml = "name: a\nsteps:\n- name: b\n  image: debian\n  timeout: 1h30m\n  command: [echo, '1']\n";
     let json = r#"{"name":"a","steps":[{"name":"b","image":"debian","timeout":"1h30m","command":["echo","1"]}]}"#;
@@ -265,6 +298,7 @@ fn schema_keys() -> BTreeMap<String, BTreeSet<String>> {
         ("sources", &step["sources"]["items"]["properties"]),
         ("cache", &step["cache"]["properties"]),
         ("resources", &step["resources"]["properties"]),
+        ("concurrency", &step["concurrency"]["properties"]),
     ];
     let keys = |schema: &serde_json::Value| schema.as_object().expect("an object").keys().cloned().collect();
     places.into_iter().map(|(place, schema)| (place.to_owned(), keys(schema))).collect()

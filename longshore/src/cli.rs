@@ -292,7 +292,8 @@ pub(crate) struct CoordinatorArgs {
     #[arg(long, env = "LONGSHORE_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     pub(crate) token: Option<String>,
 
-    /// File of further tokens: a line each, the token, a space, the tenant whom its runs are charged to
+    /// File of further tokens: a line each, the token, a space, the tenant whom its runs are charged to; behind it
+    /// perhaps `weight=N`, the tenant's share of slot-time while others wait too
     #[arg(long, env = "LONGSHORE_TOKENS", value_name = "FILE")]
     pub(crate) tokens: Option<PathBuf>,
 }

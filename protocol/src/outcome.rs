@@ -61,6 +61,8 @@ pub enum Outcome {
 pub enum CancelledBy {
     /// The user cancelled the run.
     User,
+    /// The run took longer than its timeout.
+    RunTimeout,
     /// Another step of the run failed, and this one's `keep_going` is not set.
     Sibling(String),
 }
@@ -69,6 +71,8 @@ pub enum CancelledBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InfraStage {
+    /// No worker took it within its `queue_timeout`.
+    Queue,
     /// The job did not reach anybody, or could not be claimed.
     Claim,
     /// Image, parent snapshot, sources or container could not be had.
@@ -129,6 +133,7 @@ impl Outcome {
 impl fmt::Display for InfraStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Queue => "queue",
             Self::Claim => "claim",
             Self::Prepare => "prepare",
             Self::Exec => "exec",
@@ -142,6 +147,7 @@ impl fmt::Display for CancelledBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::User => f.write_str("the user"),
+            Self::RunTimeout => f.write_str("the run's timeout"),
             Self::Sibling(step) => write!(f, "the failure of {step}"),
         }
     }

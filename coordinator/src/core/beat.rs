@@ -1,5 +1,6 @@
 //! Heartbeats (P7), the lease clock (P8), and jobs that nobody claims (P6).
 
+use longshore_protocol::event::Phase;
 use longshore_protocol::heartbeat::Heartbeat;
 use longshore_protocol::{Epoch, WorkerId};
 
@@ -48,8 +49,11 @@ impl Core {
         seen.disk_free_bytes = heartbeat.disk_free_bytes;
         seen.snapshots = u32::try_from(heartbeat.snapshots.len()).unwrap_or(u32::MAX);
         seen.parked = u32::try_from(heartbeat.parked.len()).unwrap_or(u32::MAX);
+        let held = heartbeat.attempts.iter().filter(|record| !matches!(record.phase, Phase::Finished(_))).count();
+        seen.closed = heartbeat.slots_free == 0 && held < heartbeat.slots as usize;
         let cached = heartbeat.snapshots.iter().filter(|snapshot| snapshot.as_str().starts_with(CACHED));
-        seen.cached = cached.cloned().collect();
+        self.fleet.has_cached(speech.worker, cached.cloned().collect());
+        self.recount(speech.worker);
 
         // P7: a heartbeat overtakes events. Until all that were sent before it are in, what it adds to them is
         // not news, and what it lacks proves nothing.

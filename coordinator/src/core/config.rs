@@ -1,5 +1,7 @@
 //! The core's bounds, each with its reason, and the backoff that follows from them.
 
+use std::collections::BTreeMap;
+
 use longshore_protocol::{Attempt, ExecutionId};
 
 use super::input::Millis;
@@ -29,6 +31,9 @@ pub struct CoreConfig {
     /// Ticks without progress after which missing events or output are asked for (again). 10: two heartbeats;
     /// a question costs one small message, and its answer is on its way for that long under load.
     pub resend_ticks: u32,
+    /// Of slot-time: a tenant of weight 3 receives three times what one of weight 1 does while both have work waiting.
+    /// Who is not named has 1.
+    pub weights: BTreeMap<String, u32>,
 }
 
 impl Default for CoreConfig {
@@ -42,6 +47,7 @@ impl Default for CoreConfig {
             infra_backoff_ms: 1_000,
             infra_backoff_max_ms: 30_000,
             resend_ticks: 10,
+            weights: BTreeMap::new(),
         }
     }
 }
@@ -50,6 +56,10 @@ impl Default for CoreConfig {
 const USERS_BACKOFF_MAX_MS: Millis = 3_600_000;
 
 impl CoreConfig {
+    pub(super) fn weight(&self, tenant: &str) -> u32 {
+        self.weights.get(tenant).copied().unwrap_or(1)
+    }
+
     /// How long to wait after `attempt`, the `n`-th (from 1) that ended by the fleet's fault: doubling, capped,
     /// and ±25 % spread, so that a thousand steps that one broken host failed do not come back at once.
     ///

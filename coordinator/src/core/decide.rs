@@ -1,11 +1,11 @@
 //! An input comes in; entries and effects come out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use longshore_protocol::control::Control;
 use longshore_protocol::event::Claim;
 use longshore_protocol::outcome::CancelledBy;
-use longshore_protocol::{Epoch, Incarnation, RunId, WorkerId};
+use longshore_protocol::{Epoch, Incarnation, PoolName, RunId, WorkerId};
 
 use super::config::CoreConfig;
 use super::effect::{Effect, JobQueue};
@@ -13,8 +13,12 @@ use super::entry::{End, Entry};
 use super::fleet::Fleet;
 use super::fold::Illegal;
 use super::graph::Graph;
+use super::groups::Groups;
 use super::input::{Input, Millis};
 use super::lineage::{unwanted_remake, waiting_for};
+use super::ready::{Lane, Ready};
+use super::room::Room;
+use super::share::Shares;
 use super::state::{Key, Stage, Standing, State};
 
 /// The pure core: the fold of the journal, what heartbeats told, and what still has to be looked at.
@@ -30,6 +34,15 @@ pub struct Core {
     pub(super) timers: BTreeSet<(Millis, RunId, usize)>,
     /// Steps that wait for a worker that has, or could make again, what their parent left.
     pub(super) stranded: BTreeSet<(RunId, usize)>,
+    /// When a run has taken too long.
+    pub(super) deadlines: BTreeSet<(Millis, RunId)>,
+    // Who goes next, beside the state and never journalled:
+    pub(super) shares: Shares,
+    pub(super) ready: Ready,
+    pub(super) groups: Groups,
+    pub(super) room: Room,
+    /// Lanes with room whose first step lets another go first, by pool.
+    pub(super) yielding: BTreeMap<PoolName, BTreeSet<Lane>>,
 }
 
 /// What one input led to.
@@ -111,6 +124,12 @@ impl Core {
             dirty: BTreeSet::new(),
             timers: BTreeSet::new(),
             stranded: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            shares: Shares::default(),
+            ready: Ready::default(),
+            groups: Groups::default(),
+            room: Room::default(),
+            yielding: BTreeMap::new(),
         }
     }
 
@@ -120,7 +139,7 @@ impl Core {
     /// The entry cannot follow those before it. The state is unchanged.
     pub fn replay(&mut self, entry: &Entry, at: Millis) -> Result<(), Illegal> {
         self.state.apply(entry, at)?;
-        self.keep_up(entry);
+        self.keep_up(entry, at);
         self.dirty.clear(); // what follows from an entry stands behind it in the journal
         Ok(())
     }
@@ -129,7 +148,7 @@ impl Core {
     /// before it carries out the effects, or stop.
     pub fn apply(&mut self, input: &Input, now: Millis) -> Step {
         let mut out = Step::default();
-        self.wake(now);
+        self.wake(now, &mut out);
         match input {
             Input::Lead { epoch } => self.lead(*epoch),
             Input::Submit { run, tenant, pipeline } => {
@@ -167,14 +186,16 @@ impl Core {
         if let Err(illegal) = self.state.apply(&entry, now) {
             panic!("the core decided what its own rules refuse: {illegal}");
         }
-        self.keep_up(&entry);
+        self.keep_up(&entry, now);
         self.touch(&entry, out);
         out.entries.push(entry);
     }
 
     /// Keeps everything beside the state in step with an entry.
-    fn keep_up(&mut self, entry: &Entry) {
+    fn keep_up(&mut self, entry: &Entry, at: Millis) {
         self.fleet.follow(entry, &self.state, u64::from(self.config.resend_ticks));
+        self.keep_share(entry, at);
+        self.keep_deadlines(entry);
         if matches!(entry, Entry::Joined { .. } | Entry::Back { .. }) {
             self.dirty.append(&mut self.stranded);
         }
@@ -252,8 +273,8 @@ impl Core {
         }
     }
 
-    /// Backoffs that are over.
-    fn wake(&mut self, now: Millis) {
+    /// Backoffs and deadlines that are over.
+    fn wake(&mut self, now: Millis, out: &mut Step) {
         while let Some(&(at, run, step)) = self.timers.first() {
             if at > now {
                 break;
@@ -263,6 +284,7 @@ impl Core {
                 self.dirty.insert((run, step));
             }
         }
+        self.call_off_late_runs(now, out);
     }
 
     /// P8: who has just become active grants everyone a full lease, and looks at everything once: the one scan.
@@ -279,10 +301,11 @@ impl Core {
         }
     }
 
-    fn cancel(&mut self, id: RunId, by: &CancelledBy, now: Millis, out: &mut Step) {
+    pub(super) fn cancel(&mut self, id: RunId, by: &CancelledBy, now: Millis, out: &mut Step) {
         let Some(run) = self.state.runs.get(&id) else { return };
         let known = match by {
             CancelledBy::User => run.cancelled,
+            CancelledBy::RunTimeout => run.cancelled || run.timed_out,
             CancelledBy::Sibling(_) => run.failed_first.is_some(),
         };
         if run.outcome.is_none() && !known {
@@ -347,7 +370,8 @@ impl Core {
 
     /// The next moment at which [`Input::Clock`] is due, if nothing else comes before.
     pub fn next_wakeup(&self) -> Option<Millis> {
-        self.timers.first().map(|(at, ..)| *at)
+        let timer = self.timers.first().map(|(at, ..)| *at);
+        timer.into_iter().chain(self.deadlines.first().map(|(at, _)| *at)).min()
     }
 
     /// The fold of the journal, to be compared: what was replayed equals what was lived.

@@ -5,19 +5,22 @@ use std::collections::BTreeSet;
 
 use longshore_protocol::job::{Base, Job, Keep, Source, StepSpec};
 use longshore_protocol::outcome::SNAPSHOT_LOST;
-use longshore_protocol::{PoolName, RunId, Shard, SnapshotId, WorkerId};
+use longshore_protocol::{EngineId, PoolName, RunId, Shard, SnapshotId, WorkerId};
 
 use super::decide::{Core, Step};
 use super::effect::{Effect, JobQueue};
 use super::entry::{Entry, Origin};
 use super::input::Millis;
-use super::state::{Run, Stage, Worker};
+use super::ready::Lane;
+use super::state::{Run, Stage};
 use crate::pipeline::{Parent, SnapshotRule};
 
 /// Where a step's next attempt can go.
-enum Placed {
-    /// To this queue, to start from this.
-    At(JobQueue, Base),
+enum Fit {
+    /// To any worker of its pool.
+    Pool(Base),
+    /// To these alone, whose Engines have what it needs.
+    Beside(Beside),
     /// Nowhere yet: its parent's files are with workers that are away, and nobody is there who could make them again.
     Nowhere,
     /// Nowhere, because its parent's files are not there; why, where the state still counts on them.
@@ -26,21 +29,46 @@ enum Placed {
     Never(String),
 }
 
+struct Beside {
+    workers: Vec<WorkerId>,
+    /// The one among them in whose parked container it could go on.
+    owner: Option<WorkerId>,
+    lane: Lane,
+    base: Base,
+}
+
 impl Core {
-    /// Puts a step's next attempt on a queue; or ends it, where no worker can have what it needs; or has its parent's
-    /// files made again.
+    /// In which lane a step waits for room. `None`: in none; what follows from that is seen to.
+    pub(super) fn lane(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) -> Option<Lane> {
+        let run = &self.state.runs[&id];
+        match self.fit(run, index) {
+            Fit::Pool(_) => return Some(Lane::Pool(run.planned(index).spec.pool.clone())),
+            Fit::Beside(Beside { lane, .. }) => return Some(lane),
+            Fit::Nowhere => {
+                self.stranded.insert((id, index));
+            }
+            Fit::Lost(reason) => self.make_again(id, index, reason, now, out),
+            Fit::Never(reason) => self.end_before_begin(id, index, reason, now, out),
+        }
+        None
+    }
+
+    /// Puts a step's next attempt on a queue that has room: it is its turn. Where that has changed since it became
+    /// ready, it is looked at anew.
     pub(super) fn dispatch(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
         let run = &self.state.runs[&id];
         let step = &run.steps[index];
         let (execution, attempt) = (step.execution, step.last().next());
-        let (queue, base) = match self.place(run, index) {
-            Placed::At(queue, base) => (queue, base),
-            Placed::Nowhere => {
-                self.stranded.insert((id, index));
-                return;
-            }
-            Placed::Lost(reason) => return self.make_again(id, index, reason, now, out),
-            Placed::Never(reason) => return self.end_before_begin(id, index, reason, now, out),
+        let pool = &run.planned(index).spec.pool;
+        let placed = match self.fit(run, index) {
+            Fit::Pool(base) if self.pool_takes(pool) => Some((JobQueue::Pool(pool.clone()), base)),
+            Fit::Beside(beside) => self.choose(pool, &beside).map(|worker| (JobQueue::Worker(worker), beside.base)),
+            _ => None,
+        };
+        let Some((queue, base)) = placed else {
+            self.wait_no_more(id, index);
+            self.dirty.insert((id, index));
+            return;
         };
         let spec = match spec_of(run, index) {
             Ok(spec) => spec,
@@ -54,7 +82,7 @@ impl Core {
             attempt,
             shard: Shard::of(id),
             epoch: self.epoch,
-            tenant: run.tenant.clone(),
+            tenant: run.tenant.to_string(),
             spec,
             base,
             keep: keep_of(run, index),
@@ -64,43 +92,72 @@ impl Core {
         out.effects.push(Effect::Dispatch { queue, job });
     }
 
-    /// The queue, and what to start from.
-    fn place(&self, run: &Run, index: usize) -> Placed {
+    /// Who can carry it out, and what to start from.
+    fn fit(&self, run: &Run, index: usize) -> Fit {
         let planned = run.planned(index);
         let pool = &planned.spec.pool;
-        let serves = |worker: &Worker| worker.alive && worker.hello.pool == *pool;
         let Some(parent) = run.parent(index) else {
             let Parent::Image(image) = &planned.parent else { unreachable!("a step without a parent has an image") };
             let base = Base::Image { reference: image.clone() };
             // Where its key's snapshot is, there is nothing to run.
             let key = planned.cache_key.as_ref().map(|key| SnapshotId::cached(&run.tenant, key));
-            let cached = key.and_then(|key| self.freest(|id, worker| serves(worker) && self.reports(id, &key)));
-            return Placed::At(cached.map_or_else(|| JobQueue::Pool(pool.clone()), JobQueue::Worker), base);
+            let workers = key.map(|key| self.beside(pool, None, &key)).unwrap_or_default();
+            return match self.lane_beside(pool, &workers) {
+                Some(lane) => Fit::Beside(Beside { workers, owner: None, lane, base }),
+                None => Fit::Pool(base),
+            };
         };
-        let Some(left) = run.kept(parent) else { return Placed::Lost(None) };
+        let Some(left) = run.kept(parent) else { return Fit::Lost(None) };
         if left.snapshot.is_none() && left.parked.is_none() {
-            return Placed::Lost(Some("a step went on in its container".to_owned())); // P19
+            return Fit::Lost(Some("a step went on in its container".to_owned())); // P19
         }
-        let is_owner = |id: &WorkerId, worker: &Worker| *id == left.worker && worker.hello.engine == left.engine;
-        let has = |id: &WorkerId, worker: &Worker| match &left.snapshot {
-            Some(snapshot) => worker.hello.engine == left.engine || self.reports(id, snapshot),
-            None => is_owner(id, worker),
+        let owner =
+            self.room.of_worker(&left.worker).filter(|slots| slots.pool == *pool && slots.engine == left.engine);
+        let owner = owner.map(|_| left.worker.clone());
+        let (workers, lane) = match &left.snapshot {
+            Some(snapshot) => {
+                let workers = self.beside(pool, Some(&left.engine), snapshot);
+                let lane = self.lane_beside(pool, &workers);
+                (workers, lane)
+            }
+            None => (
+                owner.clone().into_iter().collect(),
+                owner.as_ref().map(|owner| Lane::Worker(pool.clone(), owner.clone())),
+            ),
         };
-        let fits = |id: &WorkerId, worker: &Worker| serves(worker) && has(id, worker);
-        let Some(freest) = self.freest(fits) else { return self.out_of_reach(run, parent, pool) };
-        // To go on in the parked container costs least; but not as much as waiting for a slot while another has one.
-        let owner = self.state.workers.get_key_value(&left.worker).filter(|(id, worker)| {
-            let parked = left.parked.is_some() && is_owner(id, worker) && serves(worker);
-            parked && (self.spare(id, worker) > 0 || self.spare(&freest, &self.state.workers[&freest]) <= 0)
-        });
-        let worker = owner.map_or(freest, |(id, _)| id.clone());
+        let Some(lane) = lane else { return self.out_of_reach(run, parent, pool) };
         let (execution, attempt, snapshot) = (left.execution, left.attempt, left.snapshot.clone());
-        Placed::At(JobQueue::Worker(worker), Base::Parent { execution, attempt, snapshot })
+        let base = Base::Parent { execution, attempt, snapshot };
+        Fit::Beside(Beside { workers, owner: owner.filter(|_| left.parked.is_some()), lane, base })
+    }
+
+    /// The workers of a pool beside an Engine, or beside one where a worker reported this snapshot.
+    fn beside(&self, pool: &PoolName, engine: Option<&EngineId>, snapshot: &SnapshotId) -> Vec<WorkerId> {
+        let reporters = self.fleet.cached_by.get(snapshot).into_iter().flatten();
+        let reported = reporters.filter_map(|worker| self.room.of_worker(worker)).map(|slots| &slots.engine);
+        let engines: BTreeSet<&EngineId> = engine.into_iter().chain(reported).collect();
+        let workers = engines.into_iter().flat_map(|engine| self.room.beside(engine));
+        workers.filter(|worker| self.room.of_worker(worker).is_some_and(|slots| slots.pool == *pool)).cloned().collect()
+    }
+
+    /// Where they are waited for: beside the Engine of the freest.
+    fn lane_beside(&self, pool: &PoolName, workers: &[WorkerId]) -> Option<Lane> {
+        let freest = self.freest(workers.iter())?;
+        Some(Lane::Engine(pool.clone(), self.room.of_worker(&freest)?.engine.clone()))
+    }
+
+    /// Of those that have room. To go on in the parked container costs least; but not as much as waiting for a slot
+    /// while another has one.
+    fn choose(&self, pool: &PoolName, beside: &Beside) -> Option<WorkerId> {
+        let freest = self.freest(beside.workers.iter().filter(|worker| self.worker_takes(pool, worker)))?;
+        let owner = beside.owner.clone().filter(|owner| self.worker_takes(pool, owner));
+        let owner = owner.filter(|owner| self.spare(owner) > 0 || self.spare(&freest) <= 0);
+        Some(owner.unwrap_or(freest))
     }
 
     /// Nobody who could carry out the step has its parent's files. They are only given up where somebody is there who
     /// could make them again: until then whoever has them may be the first to return.
-    fn out_of_reach(&self, run: &Run, parent: usize, pool: &PoolName) -> Placed {
+    fn out_of_reach(&self, run: &Run, parent: usize, pool: &PoolName) -> Fit {
         let alive = |pool: &PoolName| {
             let workers = self.state.workers.values();
             let engines = workers.filter(|worker| worker.alive && worker.hello.pool == *pool);
@@ -109,35 +166,31 @@ impl Core {
         let makers_pool = &run.planned(parent).spec.pool;
         let (makers, takers) = (alive(makers_pool), alive(pool));
         if makers.is_empty() || takers.is_empty() {
-            return Placed::Nowhere;
+            return Fit::Nowhere;
         }
         let name = run.log_name(parent);
         let engine = run.kept(parent).map(|left| left.engine.to_string()).unwrap_or_default();
         let reason = format!("no worker of pool {pool} is beside Engine {engine}, where {name} left its files");
         if makers.is_disjoint(&takers) {
             // Wherever it would be made again, nobody of the child's pool is beside it.
-            return Placed::Never(format!("{SNAPSHOT_LOST}: {reason}"));
+            return Fit::Never(format!("{SNAPSHOT_LOST}: {reason}"));
         }
-        Placed::Lost(Some(reason))
+        Fit::Lost(Some(reason))
     }
 
-    fn reports(&self, worker: &WorkerId, snapshot: &SnapshotId) -> bool {
-        self.fleet.seen.get(worker).is_some_and(|seen| seen.cached.contains(snapshot))
-    }
-
-    /// Of the workers that fit, the one with the most slots to spare; of several, the first by id.
-    fn freest(&self, fits: impl Fn(&WorkerId, &Worker) -> bool) -> Option<WorkerId> {
-        let workers = self.state.workers.iter().filter(|(id, worker)| fits(id, worker));
-        workers.min_by_key(|(id, worker)| Reverse(self.spare(id, worker))).map(|(id, _)| id.clone())
+    /// The one with the most slots to spare; of several, the first by id.
+    fn freest<'a>(&self, workers: impl Iterator<Item = &'a WorkerId>) -> Option<WorkerId> {
+        workers.min_by_key(|worker| (Reverse(self.spare(worker)), *worker)).cloned()
     }
 
     /// Slots that neither an attempt nor a job under way to it will take. Negative: how many wait in line.
-    fn spare(&self, id: &WorkerId, worker: &Worker) -> i64 {
+    fn spare(&self, id: &WorkerId) -> i64 {
+        let Some(slots) = self.room.of_worker(id) else { return i64::MIN };
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         // What is claimed already may be newer than the last heartbeat, and that may know of a full disk.
-        let unowned = i64::from(worker.hello.slots) - count(worker.owned.len());
+        let unowned = count(slots.slots) - count(slots.owned);
         let reported = self.fleet.seen.get(id).and_then(|seen| seen.slots_free).map_or(unowned, i64::from);
-        unowned.min(reported) - count(self.fleet.queues.waiting_for(id))
+        unowned.min(reported) - count(slots.queued)
     }
 }
 

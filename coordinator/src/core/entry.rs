@@ -249,6 +249,11 @@ pub enum End {
         /// In words.
         reason: String,
     },
+    /// It waited longer for a worker than its `queue_timeout`, and nobody had claimed it.
+    Expired {
+        /// In words, with the mend.
+        reason: String,
+    },
     /// It was called off before anybody claimed it.
     Withdrawn,
 }

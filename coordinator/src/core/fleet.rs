@@ -24,6 +24,8 @@ pub(super) struct Fleet {
     pub(super) strangers: BTreeMap<WorkerId, Stranger>,
     pub(super) queues: Queues,
     pub(super) logs: Logs,
+    /// Who reported a cached snapshot. INVARIANT: the exact reverse of what was [`Seen`].
+    pub(super) cached_by: BTreeMap<SnapshotId, BTreeSet<WorkerId>>,
 }
 
 /// What is known of one worker's present.
@@ -39,6 +41,8 @@ pub(super) struct Seen {
     /// How many containers it reported as parked.
     pub(super) parked: u32,
     pub(super) disk_free_bytes: Option<u64>,
+    /// It reported no free slot, and not because all are taken: it is ending, say, or its disk is full.
+    pub(super) closed: bool,
     /// When it was last asked for a sync, while a number is missing (P9).
     pub(super) sync_asked: Option<u64>,
     /// Since when its heartbeats name a number that is not in.
@@ -60,6 +64,7 @@ impl Fleet {
         match entry {
             Entry::Joined { worker, .. } => {
                 self.strangers.remove(worker);
+                self.has_cached(worker, BTreeSet::new());
                 self.seen.insert(worker.clone(), Seen { tick: self.tick, ..Seen::default() });
             }
             Entry::Back { worker } => self.seen.entry(worker.clone()).or_default().tick = self.tick,
@@ -94,6 +99,23 @@ impl Fleet {
             }
             _ => {}
         }
+    }
+
+    /// What cached snapshots a worker has.
+    pub(super) fn has_cached(&mut self, worker: &WorkerId, cached: BTreeSet<SnapshotId>) {
+        let seen = self.seen.entry(worker.clone()).or_default();
+        for gone in seen.cached.difference(&cached) {
+            if let Some(workers) = self.cached_by.get_mut(gone) {
+                workers.remove(worker);
+                if workers.is_empty() {
+                    self.cached_by.remove(gone);
+                }
+            }
+        }
+        for new in cached.difference(&seen.cached) {
+            self.cached_by.entry(new.clone()).or_default().insert(worker.clone());
+        }
+        seen.cached = cached;
     }
 
     /// Ticks since a worker's last sign of life.

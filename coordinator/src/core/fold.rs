@@ -1,5 +1,7 @@
 //! One entry changes the state, or is refused: the one place where transitions are checked.
 
+use std::sync::Arc;
+
 use longshore_protocol::event::Hello;
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::{Attempt, ExecutionId, Incarnation, Outcome, RunId, WorkerId};
@@ -54,13 +56,13 @@ impl State {
             Entry::Retried { run, execution, because, not_before_ms } => {
                 self.retried(*run, *execution, *because, *not_before_ms)
             }
-            Entry::Settled { run, execution, outcome } => self.settled(*run, *execution, outcome),
+            Entry::Settled { run, execution, outcome } => self.settled(*run, *execution, outcome, at),
             Entry::RunSettled { run, outcome } => self.run_settled(*run, *outcome, at),
             Entry::LogClosed { run, execution, attempt, gap } => self.log_closed(*run, *execution, *attempt, *gap),
             Entry::SnapshotDropped { run, execution, .. } => self.snapshot_dropped(*run, *execution),
             Entry::Released { run, execution } => self.released(*run, *execution),
             Entry::LeftLost { run, execution, reason } => self.left_lost(*run, *execution, reason),
-            Entry::RemakeBegun { run, execution, remake } => self.remake_begun(*run, *execution, *remake),
+            Entry::RemakeBegun { run, execution, remake } => self.remake_begun(*run, *execution, *remake, at),
         };
         checked.map_err(|why| Illegal { entry: entry.word(), of: entry.subject(), why })
     }
@@ -82,18 +84,20 @@ impl State {
         let steps: Vec<Step> = (pipeline.steps.iter().enumerate())
             .map(|(index, planned)| {
                 let execution = ExecutionId::of_step(id, &planned.name);
-                Step::new(execution, graph.waits[index], graph.children[index], None)
+                let step = Step::new(execution, graph.waits[index], graph.children[index], None);
+                Step { ready_at: at, ..step }
             })
             .collect();
         let indices = steps.iter().enumerate().map(|(index, step)| (step.execution, index)).collect();
         let run = Run {
-            tenant: tenant.to_owned(),
+            tenant: Arc::from(tenant),
             pipeline: Box::new(pipeline.clone()),
             graph,
             submitted_at: at,
             settled_at: None,
             outcome: None,
             cancelled: false,
+            timed_out: false,
             failed_first: None,
             steps,
             indices,
@@ -112,6 +116,11 @@ impl State {
             CancelledBy::User => {
                 ensure(!run.cancelled, "the user asked before")?;
                 run.cancelled = true;
+            }
+            CancelledBy::RunTimeout => {
+                ensure(run.pipeline.timeout_ms.is_some(), "the run has no timeout")?;
+                ensure(!run.cancelled && !run.timed_out, "its end was asked for before")?;
+                run.timed_out = true;
             }
             CancelledBy::Sibling(step) => {
                 ensure(run.failed_first.is_none(), "another step failed first")?;
@@ -224,7 +233,8 @@ impl State {
             // It found no worker to be sent to: over before it began.
             ensure(step.waits == 0, "a step that it waits for has not passed")?;
             ensure(attempt == step.last().next(), "attempts grow by one")?;
-            let fleets = matches!(end, End::Finished { outcome, .. } if outcome.is_infra());
+            let infra = matches!(end, End::Finished { outcome, .. } if outcome.is_infra());
+            let fleets = infra || matches!(end, End::Expired { .. });
             ensure(fleets, "what was never dispatched ends by the fleet's fault alone")?;
             step.attempts.push(Try { end: Some(end.clone()), ended_at: Some(at), ..Try::new(None, None, at) });
             step.stage = Stage::Over;
@@ -234,7 +244,9 @@ impl State {
         match end {
             End::Finished { .. } | End::Lost { .. } => ensure(current.owner.is_some(), "the attempt has no owner")?,
             // P11: what was accepted is over only by its owner's word or the end of its lease.
-            End::Gone { .. } | End::Withdrawn => ensure(current.owner.is_none(), "the attempt has an owner")?,
+            End::Gone { .. } | End::Withdrawn | End::Expired { .. } => {
+                ensure(current.owner.is_none(), "the attempt has an owner")?;
+            }
         }
         current.end = Some(end.clone());
         current.ended_at = Some(at);
@@ -280,11 +292,14 @@ impl State {
         if let Some(charge) = charge {
             *charge += 1;
         }
+        if because != RetryCause::Gone {
+            step.ready_at = not_before;
+        }
         step.stage = Stage::Waiting { not_before };
         Ok(())
     }
 
-    fn settled(&mut self, run: RunId, execution: ExecutionId, outcome: &Outcome) -> Checked {
+    fn settled(&mut self, run: RunId, execution: ExecutionId, outcome: &Outcome, at: Millis) -> Checked {
         let (run, index) = self.of(run, execution)?;
         let step = &run.steps[index];
         match step.stage {
@@ -329,6 +344,7 @@ impl State {
         if outcome.is_passed() {
             for &dependent in &run.graph.dependents[index] {
                 run.steps[dependent].waits -= 1;
+                run.steps[dependent].ready_at = at;
             }
         }
         run.let_go_of_parents(index);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use longshore_protocol::control::Control;
-use longshore_protocol::outcome::{CancelledBy, Outcome};
+use longshore_protocol::outcome::{CancelledBy, InfraStage, Outcome};
 use longshore_protocol::{RunId, WorkerId};
 
 use super::config::users_backoff;
@@ -14,17 +14,28 @@ use super::lineage::is_broken_lineage;
 use super::state::{Key, Stage};
 
 impl Core {
-    /// Looks at every step of which something changed.
+    /// Looks at every step of which something changed, then at whose turn it is.
     pub(super) fn follow(&mut self, now: Millis, out: &mut Step) {
-        while let Some((run, step)) = self.dirty.pop_first() {
-            self.follow_step(run, step, now, out);
+        loop {
+            while let Some((run, step)) = self.dirty.pop_first() {
+                self.follow_step(run, step, now, out);
+            }
+            if !self.refill(now, out) && self.dirty.is_empty() {
+                return;
+            }
         }
     }
 
     fn follow_step(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
         let Some(run) = self.state.runs.get(&id) else { return };
-        let Some(step) = run.steps.get(index) else { return };
+        if index >= run.steps.len() {
+            return;
+        }
         let cancelled_by = run.cancelled_by(index);
+        if cancelled_by.is_none() && self.expire(id, index, now, out) {
+            return;
+        }
+        let step = self.state.step(id, index);
         match (step.stage, cancelled_by) {
             (Stage::Settled, _) | (Stage::Current, None) => {}
             (Stage::Current, Some(by)) => {
@@ -34,7 +45,7 @@ impl Core {
             (Stage::Waiting { .. }, Some(by)) => self.settle(id, index, Outcome::Cancelled { by }, now, out),
             (Stage::Waiting { not_before }, None) => {
                 if step.waits == 0 && not_before <= now {
-                    self.dispatch(id, index, now, out);
+                    self.make_ready(id, index, now, out);
                 }
             }
         }
@@ -65,6 +76,8 @@ impl Core {
             Some(_) if attempt.missed_its_base() => (RetryCause::Lineage, true),
             Some(outcome) if outcome.is_handed_back() => (RetryCause::HandedBack, true),
             Some(outcome) if is_broken_lineage(outcome) => (RetryCause::Infra, false),
+            // Another try would wait as long.
+            Some(Outcome::Infra { stage: InfraStage::Queue, .. }) => (RetryCause::Infra, false),
             Some(outcome) if outcome.is_infra() => {
                 let poison = charged.lost >= self.config.lost_max;
                 (RetryCause::Infra, charged.infra < self.config.infra_retries && !poison)
@@ -142,7 +155,7 @@ impl Core {
     fn fail_fast(&mut self, id: RunId, index: usize, now: Millis, out: &mut Step) {
         let run = &self.state.runs[&id];
         let planned = run.planned(index);
-        if planned.keep_going || run.cancelled || run.failed_first.is_some() {
+        if planned.keep_going || run.cancelled || run.timed_out || run.failed_first.is_some() {
             return;
         }
         let mut others = run.steps.iter().zip(&run.pipeline.steps);

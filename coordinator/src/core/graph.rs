@@ -13,6 +13,8 @@ pub(super) struct Graph {
     pub(super) dependents: Vec<Vec<usize>>,
     /// Per step: how many steps it waits for.
     pub(super) waits: Vec<u32>,
+    /// Per step: how many steps its files came through; 0 of one that starts from an image.
+    pub(super) depth: Vec<u32>,
     /// Per step: how many steps go on with its files.
     pub(super) children: Vec<u32>,
 }
@@ -25,6 +27,7 @@ impl Graph {
             parent: vec![None; count],
             dependents: vec![Vec::new(); count],
             waits: vec![0; count],
+            depth: vec![0; count],
             children: vec![0; count],
         };
         let mut indices = BTreeMap::new();
@@ -41,6 +44,7 @@ impl Graph {
                 let parent = indices[name];
                 graph.parent[index] = Some(parent);
                 graph.children[parent] += 1;
+                graph.depth[index] = graph.depth[parent] + 1;
             }
             if indices.insert(&step.name, index).is_some() {
                 return Err("two steps have one name");

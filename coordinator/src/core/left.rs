@@ -4,6 +4,7 @@ use longshore_protocol::{Attempt, EngineId, ExecutionId, Fence, Outcome, RunId, 
 
 use super::entry::Origin;
 use super::fold::{Checked, ensure};
+use super::input::Millis;
 use super::state::{Run, Stage, State, Step};
 use crate::pipeline::SnapshotRule;
 
@@ -167,7 +168,13 @@ impl State {
     }
 
     /// P20: a hidden step, with an execution of its own.
-    pub(super) fn remake_begun(&mut self, run: RunId, execution: ExecutionId, remake: ExecutionId) -> Checked {
+    pub(super) fn remake_begun(
+        &mut self,
+        run: RunId,
+        execution: ExecutionId,
+        remake: ExecutionId,
+        at: Millis,
+    ) -> Checked {
         let (run, index) = self.of(run, execution)?;
         let step = &run.steps[index];
         ensure(step.remake_of.is_none(), "what is made again is what the step left")?;
@@ -179,7 +186,7 @@ impl State {
         ensure(remake == ExecutionId::of_remake(execution, n), "its execution follows from the step's")?;
         let hidden = run.steps.len();
         let lost = run.steps[index].lost.take();
-        run.steps.push(Step { lost, ..Step::new(remake, 0, 0, Some(index)) });
+        run.steps.push(Step { lost, ready_at: at, ..Step::new(remake, 0, 0, Some(index)) });
         run.steps[index].remakes.push(hidden);
         run.indices.insert(remake, hidden);
         run.remaking += 1;

@@ -156,9 +156,7 @@ impl Core {
         }
         if let Some(snapshot) = left.snapshot.filter(|_| ephemeral) {
             // Any worker beside the Engine will do; if none is there, its owner finds the message when it is back.
-            let workers = self.state.workers.iter();
-            let mut beside = workers.filter(|(_, worker)| worker.alive && worker.hello.engine == left.engine);
-            let worker = beside.next().map_or(&left.worker, |(id, _)| id).clone();
+            let worker = self.room.beside(&left.engine).next().unwrap_or(&left.worker).clone();
             self.commit(Entry::SnapshotDropped { run: id, execution, snapshot: snapshot.clone() }, now, out);
             self.tell_worker(&worker, Control::RemoveSnapshot { snapshot }, out);
         }

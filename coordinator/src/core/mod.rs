@@ -11,14 +11,19 @@
 //!   again, until nothing follows. So every decision is in the journal, and replay decides nothing. `lineage` says
 //!   what becomes of what a step left: who goes on with it, when it is let go of, when it is made again (P19, P20).
 //!
+//! Whose turn it is, is decided beside the state: `refill` puts on a queue what it has `room` for, of the steps that
+//! are `ready`, by fair `share` and within `groups`; what it puts there is an entry.
+//!
 //! What is not journalled lives in `fleet`: silence counted in ticks (P8), free slots, reported snapshots; with
 //! `watch` for jobs that nobody has claimed, and `spool` for stored output. Everything concluded from it is an
-//! entry. `show` makes the views. An input costs what it changes: nothing scans a run but what concerns all of it.
+//! entry. `show` makes the views, `waits` says
+//! what a step waits for. An input costs what it changes: nothing scans a run but what concerns all of it.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)] // pure: see clippy.toml
 
 mod beat;
 mod config;
+mod deadline;
 mod decide;
 mod dispatch;
 pub mod effect;
@@ -27,18 +32,28 @@ mod fleet;
 mod fold;
 mod follow;
 mod graph;
+mod groups;
 mod hear;
 pub mod input;
 mod left;
 mod lineage;
+mod order;
 mod output;
+mod ready;
+mod refill;
+mod room;
+mod share;
 mod show;
 mod spool;
 mod state;
 pub mod view;
+mod waits;
 mod watch;
 
 pub use config::CoreConfig;
 pub use decide::{Core, Fenced, OutputFence, Step};
 pub use fold::Illegal;
+pub use share::WEIGHT_MAX;
 pub use state::State;
+pub(crate) use waits::Waited;
+pub use waits::WaitsFor;

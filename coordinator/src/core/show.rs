@@ -54,11 +54,11 @@ fn summary(id: RunId, run: &Run) -> RunSummary {
     RunSummary {
         run: id,
         name: run.pipeline.name.clone(),
-        tenant: run.tenant.clone(),
+        tenant: run.tenant.to_string(),
         submitted_at_ms: run.submitted_at,
         settled_at_ms: run.settled_at,
         outcome: run.outcome,
-        cancelling: run.cancelled && run.outcome.is_none(),
+        cancelling: (run.cancelled || run.timed_out) && run.outcome.is_none(),
         steps: u32::try_from(run.pipeline.steps.len()).unwrap_or(u32::MAX),
         steps_settled: run.tally.settled,
     }

@@ -1,6 +1,7 @@
 //! What the journal adds up to. It changes by [`State::apply`] alone, in `fold.rs`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use longshore_protocol::event::{Claim, Hello};
 use longshore_protocol::outcome::CancelledBy;
@@ -31,7 +32,7 @@ pub(super) struct Key {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Run {
-    pub(super) tenant: String,
+    pub(super) tenant: Arc<str>,
     pub(super) pipeline: Box<Pipeline>,
     pub(super) graph: Graph,
     pub(super) submitted_at: Millis,
@@ -39,6 +40,8 @@ pub(super) struct Run {
     pub(super) outcome: Option<RunOutcome>,
     /// The user asked for its end.
     pub(super) cancelled: bool,
+    /// It took longer than its timeout, and nobody had asked for its end before.
+    pub(super) timed_out: bool,
     /// The first step whose failure ended the others.
     pub(super) failed_first: Option<String>,
     /// INVARIANT: one per step of the pipeline, in its order; behind them the hidden ones that make again what a
@@ -68,6 +71,9 @@ pub(super) struct Step {
     pub(super) stage: Stage,
     /// Steps it waits for that have not passed yet.
     pub(super) waits: u32,
+    /// Since when it could be dispatched: what it waits for had passed, the backoff of its retry was over. Of no meaning
+    /// before. A job that reached nobody (P6) changes nothing about it.
+    pub(super) ready_at: Millis,
     /// Steps that go on with its files and are not settled yet.
     pub(super) children: u32,
     /// Steps for whose sake its files stay: its children that are not settled, and those whose own files are wanted
@@ -206,6 +212,9 @@ impl Run {
         if self.cancelled {
             return Some(CancelledBy::User);
         }
+        if self.timed_out {
+            return Some(CancelledBy::RunTimeout);
+        }
         if let Some(of) = self.steps[step].remake_of {
             return (self.steps[of].children == 0).then(|| self.left_by(of));
         }
@@ -260,6 +269,7 @@ impl Run {
     pub(super) fn verdict(&self) -> RunOutcome {
         match self.tally {
             Tally { failed: 1.., .. } => RunOutcome::Failed,
+            Tally { cancelled: 1.., .. } if self.timed_out => RunOutcome::TimedOut,
             Tally { infra: 1.., .. } => RunOutcome::Infra,
             Tally { cancelled: 1.., .. } => RunOutcome::Cancelled,
             Tally { .. } => RunOutcome::Passed,
@@ -282,6 +292,7 @@ impl Step {
             execution,
             stage: Stage::Waiting { not_before: 0 },
             waits,
+            ready_at: 0,
             children,
             holds: children,
             holding: true,
@@ -318,6 +329,7 @@ impl Try {
         match self.end.as_ref()? {
             End::Finished { outcome, .. } => Some(outcome.clone()),
             End::Lost { reason } => Some(Outcome::infra(longshore_protocol::InfraStage::Lease, reason.clone())),
+            End::Expired { reason } => Some(Outcome::infra(longshore_protocol::InfraStage::Queue, reason.clone())),
             End::Gone { .. } | End::Withdrawn => None,
         }
     }

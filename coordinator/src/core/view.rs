@@ -18,6 +18,8 @@ pub enum RunOutcome {
     Passed,
     /// A step failed by its user's fault.
     Failed,
+    /// It took longer than its timeout, and was called off.
+    TimedOut,
     /// No step failed by its user's fault, but the fleet could not carry out one.
     Infra,
     /// The user cancelled it before anything failed.
@@ -29,7 +31,7 @@ impl RunOutcome {
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Passed => 0,
-            Self::Failed => 1,
+            Self::Failed | Self::TimedOut => 1,
             Self::Infra => 3,
             Self::Cancelled => 130,
         }
@@ -41,6 +43,7 @@ impl fmt::Display for RunOutcome {
         f.write_str(match self {
             Self::Passed => "passed",
             Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
             Self::Infra => "infra",
             Self::Cancelled => "cancelled",
         })

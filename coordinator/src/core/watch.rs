@@ -151,9 +151,9 @@ impl Queues {
         watch.map(|watch| watch.jobs.values().map(|job| job.key).collect()).unwrap_or_default()
     }
 
-    /// How many jobs are in a worker's queue.
-    pub(super) fn waiting_for(&self, worker: &WorkerId) -> usize {
-        self.watches.get(&JobQueue::Worker(worker.clone())).map_or(0, |watch| watch.jobs.len())
+    /// How many jobs of a queue nobody has claimed.
+    pub(super) fn waiting_in(&self, queue: &JobQueue) -> usize {
+        self.watches.get(queue).map_or(0, |watch| watch.jobs.len())
     }
 
     /// Pool queues with jobs that nobody has claimed.

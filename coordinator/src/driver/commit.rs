@@ -12,7 +12,7 @@ use super::inputs::Internal;
 use super::writer::{Work, Writer};
 use crate::core::entry::Entry;
 use crate::core::view::StepPhase;
-use crate::metrics::{attempt_started, entry_committed, phase_word};
+use crate::metrics::{attempt_started, attempt_waited, entry_committed, phase_word, steps_ready};
 use crate::store::StoreError;
 use crate::store::batch::{RunRow, StepRow};
 
@@ -79,6 +79,9 @@ impl<B: Broker> Writer<B> {
         metrics::counter!("longshore_log_chunks_total").increment(work.batch.chunks.len() as u64);
         for row in &work.batch.entries {
             entry_committed(&row.entry);
+            if let Some(waited) = self.core.waited(&row.entry, row.at_ms) {
+                attempt_waited(&waited);
+            }
             if let Entry::Started { execution, attempt, .. } = &row.entry {
                 let steps = work.batch.steps.iter().filter(|step| step.view.execution == *execution);
                 steps
@@ -136,6 +139,9 @@ impl<B: Broker> Writer<B> {
         metrics::gauge!("longshore_workers", "state" => "lost").set((workers.len() - alive.len()) as f64);
         metrics::gauge!("longshore_slots", "state" => "free").set(f64::from(free));
         metrics::gauge!("longshore_slots", "state" => "busy").set(f64::from(slots.saturating_sub(free)));
+        for (pool, steps) in self.core.ready_by_pool() {
+            steps_ready(pool.as_ref(), steps);
+        }
         metrics::gauge!("longshore_outbox_rows").set(self.outstanding.len() as f64);
         let connected = if self.shared.broker.connected() { 1.0 } else { 0.0 };
         metrics::gauge!("longshore_broker_connected").set(connected);

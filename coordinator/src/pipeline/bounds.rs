@@ -3,6 +3,7 @@
 
 use longshore_protocol::job::{Command, Resources, StepSpec};
 
+use super::model::Concurrency;
 use super::retry::{Retry, RetryOn};
 
 /// Largest pipeline file. A hundred times the largest one by hand; files do not belong in it.
@@ -40,6 +41,12 @@ const ARGS_BYTES_MAX: usize = 1024 * 1024;
 
 /// A week. What runs longer is a service.
 const TIMEOUT_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
+
+/// As the schema says: enough to tell apart whatever people call urgent, and no race for the largest number.
+const PRIORITY: std::ops::RangeInclusive<i32> = -100..=100;
+
+/// Of a concurrency group's name: it is shown to people.
+const GROUP_CHARS_MAX: usize = 200;
 
 /// As the schema says.
 const RETRY_MAX: u32 = 10;
@@ -216,6 +223,30 @@ pub(super) fn timeout_ms(ms: u64) -> Check {
         1000..=TIMEOUT_MS_MAX => Ok(()),
         _ => Err("a timeout is at most `7d`: what runs longer is a service".to_owned()),
     }
+}
+
+pub(super) fn queue_timeout_ms(ms: u64) -> Check {
+    timeout_ms(ms).map_err(|message| {
+        message.replace("a timeout", "a `queue_timeout`").replace(": what runs longer is a service", "")
+    })
+}
+
+pub(super) fn priority(priority: i32) -> Check {
+    if !PRIORITY.contains(&priority) {
+        return Err(format!("`priority` is {} to {}", PRIORITY.start(), PRIORITY.end()));
+    }
+    Ok(())
+}
+
+pub(super) fn concurrency(concurrency: &Concurrency) -> Check {
+    let group = &concurrency.group;
+    if group.is_empty() || group.chars().count() > GROUP_CHARS_MAX || group.contains(char::is_control) {
+        return Err(format!("a concurrency group has a name of 1 to {GROUP_CHARS_MAX} characters, no line breaks"));
+    }
+    if concurrency.max == 0 || concurrency.max as usize > STEPS_MAX {
+        return Err(format!("`max` of `concurrency` is 1 to {STEPS_MAX}"));
+    }
+    Ok(())
 }
 
 pub(super) fn output_max(bytes: u64) -> Check {

@@ -7,7 +7,7 @@
 //! 2. [`tree`] YAML or JSON text to nodes that know where they stand in the file;
 //! 3. [`shape`] a tree against the schema: unknown keys, wrong kinds of values;
 //! 4. [`names`] which step each `from` and `needs` means, and cycles; [`matrix`] one step to its instances;
-//!    [`template`] `${{ … }}` in their texts; [`step`] one step, [`resolve`] all of it together, within [`bounds`];
+//!    [`template`] `${{ … }}` in their texts; [`step`] one step ([`waiting`]: how it waits), [`resolve`] all of it together, within [`bounds`];
 //! 5. [`model`] what comes out ([`retry`]: when it is tried again), and what [`validate()`] checks of it again on a server;
 //! 6. [`mistake`] how all of them say what is wrong; [`show`] what `longshore plan` prints.
 //!
@@ -31,15 +31,17 @@ mod template;
 mod tree;
 mod units;
 mod validate;
+mod waiting;
 
 use serde::Deserialize;
 
 pub use bounds::{FILE_BYTES_MAX, STEPS_MAX};
 pub use mistake::{Mistake, PipelineErrors};
-pub use model::{Blob, Parent, Pipeline, PlannedStep, SnapshotRule, SourceDir};
+pub use model::{Blob, Concurrency, Parent, Pipeline, PlannedStep, SnapshotRule, SourceDir};
 pub use raw::json_schema;
 pub use retry::{Retry, RetryOn};
 pub use show::{to_dot, to_text};
+pub use units::duration_text;
 pub use validate::validate;
 
 use mistake::Mistakes;

@@ -12,6 +12,9 @@ use super::retry::Retry;
 pub struct Pipeline {
     /// For people; runs are told apart by their ids.
     pub name: String,
+    /// How long the whole run may take, ms, from its submission. `None`: without limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
     /// INVARIANT: in a topological order: whatever a step waits for stands before it. [`validate`](super::validate)
     /// checks it of what was submitted.
     pub steps: Vec<PlannedStep>,
@@ -44,6 +47,30 @@ pub struct PlannedStep {
     /// It is started and finished although another step failed, if what it waits for passed.
     #[serde(default)]
     pub keep_going: bool,
+    /// Among the steps of one tenant that wait for the same pool, those of the highest go first.
+    #[serde(default, skip_serializing_if = "is_ordinary")]
+    pub priority: i32,
+    /// How long it may wait for a worker, ms, from when it could have been dispatched. `None`: without limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_timeout_ms: Option<u64>,
+    /// With which other steps of its tenant it shares a number of places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+}
+
+/// Membership of a concurrency group: a tenant's steps of one group, whatever their run, are carried out so many at a
+/// time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Concurrency {
+    /// The group's name, the tenant's own.
+    pub group: String,
+    /// The step begins only while fewer than so many steps of its group are under way.
+    pub max: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_ordinary(priority: &i32) -> bool {
+    *priority == 0
 }
 
 /// What a step's container is made from.

@@ -28,6 +28,14 @@ pub(super) struct RawPipeline {
     /// What steps have that do not say otherwise.
     #[serde(default)]
     pub(super) defaults: RawDefaults,
+    /// How long the whole run may take, from its submission; without limit if not given.
+    pub(super) timeout: Option<DurationText>,
+    /// How long a step may wait for a worker that says nothing itself, as in `defaults`.
+    pub(super) queue_timeout: Option<DurationText>,
+    /// Of every step that has none of its own: -100 to 100, 0 if not given. Among the steps of one tenant that wait for
+    /// a pool, the highest goes first.
+    #[schemars(range(min = -100, max = 100))]
+    pub(super) priority: Option<i32>,
     /// The steps, in any order.
     pub(super) steps: Vec<RawStep>,
 }
@@ -50,6 +58,10 @@ pub(super) struct RawDefaults {
     pub(super) user: Option<Scalar>,
     /// How long a command may run.
     pub(super) timeout: Option<DurationText>,
+    /// How long a step may wait for a worker.
+    pub(super) queue_timeout: Option<DurationText>,
+    /// The group with which steps share a number of places.
+    pub(super) concurrency: Option<RawConcurrency>,
     /// Extra tries after the command failed.
     pub(super) retry: Option<RawRetry>,
     /// How much of a step's output is kept.
@@ -98,6 +110,14 @@ pub(super) struct RawStep {
     pub(super) matrix: Option<IndexMap<String, Vec<Scalar>>>,
     /// How long the command may run; 1h if not given.
     pub(super) timeout: Option<DurationText>,
+    /// How long the step may wait for a worker once what it waits for has passed; without limit if not given.
+    pub(super) queue_timeout: Option<DurationText>,
+    /// -100 to 100; the pipeline's if not given.
+    #[schemars(range(min = -100, max = 100))]
+    pub(super) priority: Option<i32>,
+    /// A group's name: of all your steps with it, of this run or another, one is carried out at a time. Or a group and
+    /// how many at a time.
+    pub(super) concurrency: Option<RawConcurrency>,
     /// Extra tries after the command failed, 0 to 10; failures of the fleet are retried without counting. 0 if not
     /// given. Or a rule: how many, after which failures, and how long to wait.
     pub(super) retry: Option<RawRetry>,
@@ -171,6 +191,37 @@ impl JsonSchema for RawRetry {
         schema.insert("type".to_owned(), json!(["integer", "object"]));
         schema.insert("minimum".to_owned(), json!(0));
         schema.insert("maximum".to_owned(), json!(10));
+        schema
+    }
+}
+
+/// The group with which steps share a number of places: a name, or a name and the number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum RawConcurrency {
+    Name(String),
+    Group(RawGroup),
+}
+
+/// Steps that share a number of places.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawGroup {
+    /// Its name: up to 200 characters. Groups of different tenants have nothing to do with each other.
+    pub(super) group: String,
+    /// The step begins only while fewer than so many of the group are under way; 1 if not given.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub(super) max: Option<u32>,
+}
+
+impl JsonSchema for RawConcurrency {
+    fn schema_name() -> Cow<'static, str> {
+        "Concurrency".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = RawGroup::json_schema(generator);
+        schema.insert("type".to_owned(), json!(["string", "object"]));
         schema
     }
 }

@@ -40,8 +40,9 @@ pub(super) fn resolve(raw: &RawPipeline, root: &Node, text: &str, mistakes: &mut
     // In the order of the file while something is wrong: mistakes within steps are worth telling beside a cycle.
     let order = order.unwrap_or_else(|| (0..raw.steps.len()).collect());
     let steps: Vec<PlannedStep> = order.into_iter().flat_map(|at| resolver.step(at, &nodes[at], &links[at])).collect();
+    let timeout_ms = resolver.run_timeout();
     check_cache_keys(raw, &steps, nodes, resolver.mistakes);
-    Some(Pipeline { name: raw.name.clone(), steps })
+    Some(Pipeline { name: raw.name.clone(), timeout_ms: timeout_ms?, steps })
 }
 
 /// The instances of every step; none of a step whose matrix is wrong. `None` if they are too many.

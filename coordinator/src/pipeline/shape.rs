@@ -8,8 +8,7 @@ use super::raw;
 use super::tree::{Entry, Node, Value};
 
 /// Keys that are planned: refused by name, so that nobody thinks they were misspelt, or worse, that they work.
-const NOT_YET: [&str; 8] =
-    ["array", "arrays", "artifacts", "concurrency", "exclusive", "outputs", "secrets", "services"];
+const NOT_YET: [&str; 7] = ["array", "arrays", "artifacts", "exclusive", "outputs", "secrets", "services"];
 
 /// `None` if nothing can be made of it; then a mistake is noted.
 pub(super) fn shape(root: &Node, mistakes: &mut Mistakes) -> Option<Json> {
@@ -100,10 +99,11 @@ fn number(node: &Node, text: &str, schema: &Json, what: &str, mistakes: &mut Mis
     let low = schema["minimum"].as_f64().unwrap_or(f64::NEG_INFINITY);
     let high = schema["maximum"].as_f64().unwrap_or(f64::INFINITY);
     let whole = kinds(schema).contains(&"integer");
-    let number = match text.parse::<u64>() {
-        Ok(integer) => Some(Number::from(integer)),
-        Err(_) if whole => None,
-        Err(_) => value.and_then(Number::from_f64),
+    let number = match (text.parse::<u64>(), text.parse::<i64>()) {
+        (Ok(integer), _) => Some(Number::from(integer)),
+        (_, Ok(integer)) => Some(Number::from(integer)),
+        _ if whole => None,
+        _ => value.and_then(Number::from_f64),
     };
     match (number, value) {
         (Some(number), Some(value)) if (low..=high).contains(&value) => Some(Json::Number(number)),
@@ -145,6 +145,7 @@ fn wrong(node: &Node, schema: &Json, what: &str, mistakes: &mut Mistakes) -> Opt
         ["number"] => "a number",
         ["string"] => "a string",
         ["integer", "object"] => "a whole number or a mapping",
+        ["string", "object"] => "a string or a mapping",
         _ => "a string, a number or a boolean",
     };
     let is = node.kind();
@@ -158,13 +159,15 @@ fn wrong(node: &Node, schema: &Json, what: &str, mistakes: &mut Mistakes) -> Opt
         _ => "",
     };
     mistakes.note(match (wanted, is) {
-        ("a string", "a number") if matches!(what, "`timeout`" | "`backoff`") => {
+        ("a string", "a number") if matches!(what, "`timeout`" | "`queue_timeout`" | "`backoff`") => {
             mistake.help(format!("give it a unit: \"{text}s\", \"{text}m\" or \"{text}h\""))
         }
         ("a string", "a number") if matches!(what, "`memory`" | "`output_max`") => {
             mistake.help(format!("give it a unit: \"{text}MiB\" or \"{text}GiB\""))
         }
-        ("a string", "a number" | "a boolean") => mistake.help(format!("put it in quotes: \"{text}\"")),
+        ("a string" | "a string or a mapping", "a number" | "a boolean") => {
+            mistake.help(format!("put it in quotes: \"{text}\""))
+        }
         ("a list", "a string" | "a number") => mistake.help(format!("put it in brackets: [{text}]")),
         (_, "a boolean") if what == "`cache`" => {
             mistake.help("caching by content is not there yet; give it a `key` of your own")

@@ -132,6 +132,15 @@ fn with(step: &PlannedStep) -> String {
     if spec.pool != longshore_protocol::PoolName::default() {
         words.push(format!("pool {}", spec.pool));
     }
+    if let Some(ms) = step.queue_timeout_ms {
+        words.push(format!("queue timeout {}", duration_text(ms)));
+    }
+    if step.priority != 0 {
+        words.push(format!("priority {}", step.priority));
+    }
+    if let Some(concurrency) = &step.concurrency {
+        words.push(format!("group {} × {}", concurrency.group, concurrency.max));
+    }
     if let Some(key) = &step.cache_key {
         words.push(format!("cache {key}"));
     }

@@ -61,6 +61,8 @@ impl Resolver<'_> {
         let spec = self.spec(step, node, values);
         let sources = self.sources(step, node, values);
         let retry = self.retry(step, node);
+        let queue_timeout_ms = self.queue_timeout(step, node);
+        let concurrency = self.concurrency(step, node, values);
         let cache_key = match &step.cache {
             Some(cache) => {
                 let place = node.get("cache").and_then(|cache| cache.get("key"));
@@ -83,6 +85,9 @@ impl Resolver<'_> {
             cache_key,
             snapshot: step.snapshot.unwrap_or_default(),
             keep_going: step.keep_going.or(self.raw.defaults.keep_going).unwrap_or_default(),
+            priority: step.priority.or(self.raw.priority).unwrap_or_default(),
+            queue_timeout_ms: queue_timeout_ms?,
+            concurrency: concurrency?,
         })
     }
 
@@ -329,7 +334,7 @@ impl Resolver<'_> {
         Some(Some(text))
     }
 
-    fn render(&mut self, text: &str, place: Option<&Node>, values: &Values) -> Option<String> {
+    pub(super) fn render(&mut self, text: &str, place: Option<&Node>, values: &Values) -> Option<String> {
         let error = match self.templates.render(text, values) {
             Ok(text) => return Some(text),
             Err(error) => error,
@@ -347,7 +352,7 @@ impl Resolver<'_> {
         None
     }
 
-    fn check<T>(&mut self, result: Result<T, String>, place: Option<&Node>) -> Option<T> {
+    pub(super) fn check<T>(&mut self, result: Result<T, String>, place: Option<&Node>) -> Option<T> {
         let span = place.map_or_else(|| self.root.head(), Node::head);
         result.map_err(|message| self.mistakes.note(Mistake::new(message).at(span, "not this"))).ok()
     }

@@ -52,7 +52,7 @@ pub(super) fn size_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// `1h30m` of milliseconds, for people.
-pub(super) fn duration_text(ms: u64) -> String {
+pub fn duration_text(ms: u64) -> String {
     let seconds = ms / 1000;
     let parts = [(seconds / 3600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     let parts: Vec<_> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| format!("{n}{unit}")).collect();

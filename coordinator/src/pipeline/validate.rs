@@ -13,6 +13,7 @@ use super::model::{Parent, Pipeline, PlannedStep};
 /// The first thing that is wrong, in words for the submitter.
 pub fn validate(pipeline: &Pipeline) -> Result<(), String> {
     bounds::name(&pipeline.name)?;
+    pipeline.timeout_ms.map_or(Ok(()), bounds::timeout_ms)?;
     let count = pipeline.steps.len();
     if count == 0 || count > STEPS_MAX {
         return Err(format!("{count} steps, a pipeline has 1 to {STEPS_MAX}"));
@@ -82,5 +83,8 @@ fn step(step: &PlannedStep) -> Result<(), String> {
         bounds::absolute("the target", &source.target)?;
     }
     bounds::retry(&step.retry)?;
+    bounds::priority(step.priority)?;
+    step.queue_timeout_ms.map_or(Ok(()), bounds::queue_timeout_ms)?;
+    step.concurrency.as_ref().map_or(Ok(()), bounds::concurrency)?;
     step.cache_key.as_deref().map_or(Ok(()), bounds::cache_key)
 }

@@ -70,8 +70,15 @@ impl Bench {
         (run, self.submit_as(run, steps))
     }
 
+    /// Of another tenant.
+    pub(crate) fn submit_of(&mut self, tenant: &str, steps: Vec<PlannedStep>) -> (RunId, Step) {
+        let run = RunId::new();
+        let pipeline = Box::new(Pipeline { name: "p".to_owned(), timeout_ms: None, steps });
+        (run, self.input(&Input::Submit { run, tenant: tenant.to_owned(), pipeline }))
+    }
+
     pub(crate) fn submit_as(&mut self, run: RunId, steps: Vec<PlannedStep>) -> Step {
-        let pipeline = Box::new(Pipeline { name: "p".to_owned(), steps });
+        let pipeline = Box::new(Pipeline { name: "p".to_owned(), timeout_ms: None, steps });
         self.input(&Input::Submit { run, tenant: "t".to_owned(), pipeline })
     }
 
@@ -318,6 +325,9 @@ pub(crate) fn plain(name: &str) -> PlannedStep {
         cache_key: None,
         snapshot: SnapshotRule::Auto,
         keep_going: false,
+        priority: 0,
+        queue_timeout_ms: None,
+        concurrency: None,
     }
 }
 

@@ -67,7 +67,7 @@ fn p20_a_chain_of_ten_thousand_in_one_container_costs_what_it_changes() {
     let count = 10_000;
     let name = |n: usize| format!("t{n}");
     let steps = (0..count).map(|n| if n == 0 { plain(&name(0)) } else { from(&name(n), &name(n - 1)) });
-    let pipeline = Box::new(Pipeline { name: "p".to_owned(), steps: steps.collect() });
+    let pipeline = Box::new(Pipeline { name: "p".to_owned(), timeout_ms: None, steps: steps.collect() });
     let run = RunId::new();
     let mut core = Core::new(CoreConfig::default());
     core.apply(&Input::Submit { run, tenant: "t".to_owned(), pipeline }, 0);

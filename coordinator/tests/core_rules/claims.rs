@@ -43,9 +43,9 @@ fn p5_a_claim_of_what_was_never_dispatched_is_abandoned() {
 fn p5_a_worker_whose_lease_has_ended_becomes_no_owner_until_it_is_back() {
     let mut bench = Bench::new();
     bench.join("a", "e", 1);
-    bench.ticks(30);
     let (run, _) = bench.submit(vec![plain("s")]);
     let s = claim(run, "s", 1);
+    bench.ticks(30);
     assert_eq!(bench.accept("a", &s).words(), ["heard"]); // late: it may well be dead
     let beat = bench.beat("a", vec![crate::bench::running(&s)]);
     assert_eq!(beat.words(), ["back", "accepted"]);
@@ -112,6 +112,7 @@ fn p12_a_result_that_comes_after_the_lease_is_stale() {
     bench.ticks(30);
     let late = bench.finish("a", &s, Outcome::Passed);
     assert_eq!((late.settled(), late.fenced), (Vec::new(), vec![Fenced::Finished]));
+    bench.beat("a", Vec::new());
     assert_eq!(bench.wake().jobs()[0].1.attempt, claim(run, "s", 2).attempt);
 }
 

@@ -32,6 +32,16 @@ fn beat_and_tick(bench: &mut Bench, ticks: u32, free: u32) -> Vec<&'static str> 
     words
 }
 
+/// So many seconds in which the worker was heard of.
+fn beats(bench: &mut Bench, count: u32) -> Vec<&'static str> {
+    let mut words = Vec::new();
+    for _ in 0..count {
+        bench.beat("a", Vec::new());
+        words.extend(bench.ticks(1).words());
+    }
+    words
+}
+
 #[test]
 fn p6_a_job_in_a_workers_queue_is_gone_after_its_deadline_of_free_slots() {
     let mut bench = Bench::new();
@@ -56,38 +66,41 @@ fn p6_a_job_in_a_workers_queue_ends_with_its_lease() {
 #[test]
 fn p6_a_pools_job_is_gone_a_deadline_after_its_queue_was_seen_empty() {
     let mut bench = Bench::new();
+    bench.join("a", "e", 3);
     bench.submit(vec![plain("s")]);
     assert_eq!(bench.core.queues_to_watch(), [pool()]);
-    assert_eq!(bench.ticks(500).words(), [""; 0], "waiting in a pool is no fault");
+    assert_eq!(beats(&mut bench, 500), [""; 0], "waiting in a pool is no fault");
     bench.input(&Input::Waiting { queue: pool(), messages: 0 });
-    assert_eq!(bench.ticks(29).words(), [""; 0]);
-    assert_eq!(bench.ticks(1).words(), ["ended", "retried"]);
+    assert_eq!(beats(&mut bench, 29), [""; 0]);
+    assert_eq!(beats(&mut bench, 1), ["ended", "retried"]);
 }
 
 #[test]
 fn p6_a_queue_seen_empty_in_the_tick_of_the_dispatch_proves_nothing() {
     let mut bench = Bench::new();
+    bench.join("a", "e", 3);
     bench.submit(vec![plain("s")]);
     bench.input(&Input::Waiting { queue: pool(), messages: 0 });
-    assert_eq!(bench.ticks(100).words(), [""; 0]);
+    assert_eq!(beats(&mut bench, 100), [""; 0]);
 }
 
 #[test]
 fn p6_a_job_that_was_given_back_is_no_suspect_any_more() {
     let mut bench = Bench::new();
+    bench.join("a", "e", 3);
     bench.submit(vec![plain("s")]);
-    bench.ticks(1);
+    beats(&mut bench, 1);
     bench.input(&Input::Waiting { queue: pool(), messages: 0 });
-    bench.ticks(20);
+    beats(&mut bench, 20);
     bench.input(&Input::Waiting { queue: pool(), messages: 1 });
-    assert_eq!(bench.ticks(100).words(), [""; 0]);
+    assert_eq!(beats(&mut bench, 100), [""; 0]);
 }
 
 #[test]
 fn p6_a_pools_job_is_gone_a_deadline_after_a_later_one_was_claimed() {
     let mut bench = Bench::new();
+    bench.join("a", "e", 3);
     let (run, _) = bench.submit(vec![plain("s"), plain("t"), plain("u")]);
-    bench.join("a", "e", 1);
     bench.accept("a", &claim(run, "t", 1));
     let mut gone = Vec::new();
     for _ in 0..30 {
@@ -103,6 +116,7 @@ fn p6_a_pools_job_is_gone_a_deadline_after_a_later_one_was_claimed() {
 #[test]
 fn p6_what_the_broker_returns_is_gone_at_once_and_not_dispatched_in_a_hot_loop() {
     let mut bench = Bench::new();
+    bench.join("a", "e", 3);
     let (run, _) = bench.submit(vec![plain("s")]);
     let mut waits = Vec::new();
     for attempt in 1..8 {
@@ -117,12 +131,13 @@ fn p6_what_the_broker_returns_is_gone_at_once_and_not_dispatched_in_a_hot_loop()
 #[test]
 fn p6_after_a_restart_a_lost_job_is_still_found() {
     let mut bench = Bench::new();
+    bench.join("a", "e", 3);
     bench.submit(vec![plain("s")]);
     bench.restart();
     assert_eq!(bench.core.queues_to_watch(), [pool()]);
-    bench.ticks(1);
+    beats(&mut bench, 1);
     bench.input(&Input::Waiting { queue: pool(), messages: 0 });
-    assert_eq!(bench.ticks(30).words(), ["ended", "retried"]);
+    assert_eq!(beats(&mut bench, 30), ["ended", "retried"]);
 }
 
 #[test]

@@ -6,11 +6,15 @@
 mod bench;
 mod checkpoints;
 mod claims;
+mod fair_share;
+mod groups;
 mod leases;
 mod lineage;
 mod logs;
+mod model;
 mod old_journal;
 mod order;
 mod parked;
 mod placement;
 mod promises;
+mod timeouts;

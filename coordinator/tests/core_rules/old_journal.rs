@@ -11,8 +11,11 @@ use crate::bench::{Bench, Told, claim, finished, from, plain};
 fn written(run: longshore_protocol::RunId) -> Vec<serde_json::Value> {
     let (s, t) = (claim(run, "s", 1).execution, claim(run, "t", 1).execution);
     let snapshot = format!("longshore/a:{}-1", s.to_hex());
-    let pipeline =
-        longshore_coordinator::pipeline::Pipeline { name: "p".to_owned(), steps: vec![plain("s"), from("t", "s")] };
+    let pipeline = longshore_coordinator::pipeline::Pipeline {
+        name: "p".to_owned(),
+        timeout_ms: None,
+        steps: vec![plain("s"), from("t", "s")],
+    };
     let incarnation = json!({ "start": 1, "nonce": 100 });
     let hello = json!({ "engine": "e", "pool": "default", "slots": 1, "version": "0", "host": "h", "records": [] });
     let passed = json!({

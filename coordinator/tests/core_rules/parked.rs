@@ -30,23 +30,26 @@ fn p19_what_stands_in_a_parked_container_only_is_its_workers_alone() {
 
 #[test]
 fn p19_the_owner_of_a_parked_container_is_asked_first_while_nobody_else_is_sooner_free() {
-    let fork = |bench: &mut Bench| {
-        let children = (0..4).map(|n| from(&format!("t{n}"), "s"));
+    let fork = |bench: &mut Bench, children: u32| {
+        let children = (0..children).map(|n| from(&format!("t{n}"), "s"));
         let steps = std::iter::once(plain("s")).chain(children).collect();
         let (run, _) = bench.submit(steps);
         let s = claim(run, "s", 1);
-        queues(&bench.park_with("a", &s, "c-s", Some(snapshot(&s))).jobs())
+        (run, queues(&bench.park_with("a", &s, "c-s", Some(snapshot(&s))).jobs()))
     };
     let mut bench = Bench::new();
     bench.join("a", "e", 2);
     bench.join("b", "e", 9);
     bench.join("c", "elsewhere", 9);
-    assert_eq!(fork(&mut bench), [to("a"), to("a"), to("b"), to("b")], "as long as it has slots");
+    assert_eq!(fork(&mut bench, 4).1, [to("a"), to("a"), to("b"), to("b")], "as long as it has slots");
     let mut bench = Bench::new();
-    bench.join("a", "e", 1);
     bench.join("b", "e", 1);
-    let all = fork(&mut bench);
-    assert_eq!(all[..3], [to("a"), to("b"), to("a")], "where all must wait, the container is worth waiting for");
+    bench.join("a", "e", 2);
+    let (run, all) = fork(&mut bench, 4);
+    assert_eq!(all, [to("a"), to("a"), to("b")], "one for each slot");
+    bench.accept("b", &claim(run, "t2", 1));
+    let queued = bench.accept("a", &claim(run, "t0", 1)).jobs();
+    assert_eq!(queues(&queued), [to("a")], "where all must wait, the container is worth waiting for");
 }
 
 #[test]

@@ -41,6 +41,7 @@ fn a_step_is_sent_after_the_snapshot_of_its_key() {
 fn which_sources_go_in() {
     let mut bench = Bench::new();
     let blob = BlobHash::of(b"tar");
+    bench.join("a", "e", 1);
     let source = SourceDir { path: "src".to_owned(), target: "/src".to_owned(), blob: Some((blob.clone(), 3)) };
     let (_, step) = bench.submit(vec![PlannedStep { sources: vec![source], ..plain("s") }]);
     let sources = &step.jobs()[0].1.spec.sources;
@@ -51,7 +52,9 @@ fn which_sources_go_in() {
 fn kept(parent: PlannedStep, children: Vec<PlannedStep>) -> Keep {
     let mut steps = vec![parent];
     steps.extend(children);
-    Bench::new().submit(steps).1.jobs()[0].1.keep.clone()
+    let mut bench = Bench::new();
+    bench.join("a", "e", 1);
+    bench.submit(steps).1.jobs()[0].1.keep.clone()
 }
 
 #[test]

@@ -12,6 +12,7 @@ use longshore_protocol::{Attempt, EngineId, ExecutionId, Outcome, RunId, Snapsho
 
 use crate::faults::config;
 use crate::lineage::LeftBehind;
+use crate::turns::Turns;
 use crate::worker::{Name, Output, Worker};
 use crate::world::{Really, holds};
 
@@ -58,12 +59,14 @@ pub(crate) struct Checker {
     pub(crate) remade: u64,
     broken: u64,
     pub(crate) taken: u64,
+    turns: Turns,
     really: Really,
     kept: BTreeSet<ExecutionId>,
 }
 
 impl Checker {
     pub(crate) fn new(runs: &[(RunId, Pipeline)], faultless: bool) -> Self {
+        let turns = Turns::new(runs);
         let mut steps = BTreeMap::new();
         let mut kept = BTreeSet::new();
         for (run, pipeline) in runs {
@@ -110,6 +113,7 @@ impl Checker {
             remade: 0,
             broken: 0,
             taken: 0,
+            turns,
             really: Really::new(),
             kept,
         }
@@ -142,6 +146,7 @@ impl Checker {
     pub(crate) fn journalled(&mut self, entries: &[Entry], workers: &[Worker]) {
         self.ended.clear();
         for entry in entries {
+            self.turns.entry(entry);
             self.entry(entry, workers);
         }
         let unsettled = self.steps.values().any(|step| step.open && step.settled.is_some());
@@ -298,14 +303,19 @@ impl Checker {
                 // P11: by the end of its lease, or because it truly does not have it any more.
                 assert!(self.ended.contains(owner) || !holds(workers, owner, of), "{owner} still holds {of:?}");
             }
+            (End::Expired { reason }, None) => {
+                assert!(step.planned.queue_timeout_ms.is_some() && step.remake_of.is_none());
+                step.last_end = Some(Outcome::infra(InfraStage::Queue, reason.clone()));
+            }
             (End::Gone { .. } | End::Withdrawn, None) => {}
             (end, owner) => panic!("{end:?} of an attempt of {owner:?}"),
         }
     }
 
-    /// How often something was made again, a lineage broken, a parked container taken.
-    pub(crate) fn seen(&self) -> [u64; 3] {
-        [self.remade, self.broken, self.taken]
+    /// How often something was made again, a lineage broken, a parked container taken, a step not claimed in time, a
+    /// run called off as too long.
+    pub(crate) fn seen(&self) -> [u64; 5] {
+        [self.remade, self.broken, self.taken, self.turns.expired, self.turns.late.len() as u64]
     }
 
     pub(crate) fn at_end(&self, stored: &BTreeMap<Name, u64>, core: &Core, faultless: bool) {
@@ -329,7 +339,7 @@ impl Checker {
                 }
             }
             if faultless {
-                let fine = matches!(attempt.end, Some(End::Finished { .. } | End::Withdrawn));
+                let fine = matches!(attempt.end, Some(End::Finished { .. } | End::Expired { .. } | End::Withdrawn));
                 assert!(fine, "an attempt was lost without a fault: {:?}", attempt.end);
             }
         }
@@ -341,6 +351,8 @@ impl Checker {
         let outcomes = || self.steps.values().filter(own).filter_map(|step| step.settled.as_ref());
         let expected = if outcomes().any(Outcome::is_users_failure) {
             RunOutcome::Failed
+        } else if self.turns.late.contains(&run) && outcomes().any(|of| matches!(of, Outcome::Cancelled { .. })) {
+            RunOutcome::TimedOut
         } else if outcomes().any(Outcome::is_infra) {
             RunOutcome::Infra
         } else if outcomes().any(|outcome| matches!(outcome, Outcome::Cancelled { .. })) {

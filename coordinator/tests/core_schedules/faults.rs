@@ -52,5 +52,6 @@ pub(crate) fn config() -> CoreConfig {
         infra_backoff_ms: 1_000,
         infra_backoff_max_ms: 4_000,
         resend_ticks: 2,
+        weights: std::collections::BTreeMap::new(),
     }
 }

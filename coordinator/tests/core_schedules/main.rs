@@ -12,6 +12,7 @@ mod engine;
 mod faults;
 mod lineage;
 mod pipelines;
+mod turns;
 mod worker;
 mod world;
 
@@ -36,7 +37,7 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
     let schedules = number("LONGSHORE_SCHEDULES").unwrap_or(SCHEDULES);
     let next = AtomicU64::new(0);
     let applied = AtomicU64::new(0);
-    let (remade, broken, taken) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let seen: [AtomicU64; 5] = Default::default();
     let failed: Vec<u64> = thread::scope(|scope| {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let work = || {
@@ -49,7 +50,7 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
                     let mut world = World::new(seed);
                     world.run();
                     applied.fetch_add(world.applied, Ordering::Relaxed);
-                    for (sum, of) in [&remade, &broken, &taken].into_iter().zip(world.checker.seen()) {
+                    for (sum, of) in seen.iter().zip(world.checker.seen()) {
                         sum.fetch_add(of, Ordering::Relaxed);
                     }
                 };
@@ -65,6 +66,8 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
     assert!(failed.is_empty(), "failed: rerun one with LONGSHORE_SEED={}", failed[0]);
     assert!(applied.load(Ordering::Relaxed) > schedules * 100, "the schedules hardly did anything");
     // What is rare must not be so rare that nobody would notice its faults.
-    let seen = [&taken, &remade, &broken].map(|sum| sum.load(Ordering::Relaxed));
-    assert!(seen[0] > schedules / 2 && seen[1] > schedules / 10 && seen[2] > schedules / 1_000, "{seen:?}");
+    let seen = seen.map(AtomicU64::into_inner);
+    let [remade, broken, taken, expired, late] = seen;
+    assert!(taken > schedules / 2 && remade > schedules / 10 && broken > schedules / 1_000, "{seen:?}");
+    assert!(expired > schedules / 100 && late > schedules / 100, "{seen:?}");
 }

@@ -1,7 +1,7 @@
 //! Random pipelines: at most eight steps, every kind of edge and rule.
 
 use indexmap::IndexMap;
-use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, Retry, RetryOn, SnapshotRule};
+use longshore_coordinator::pipeline::{Concurrency, Parent, Pipeline, PlannedStep, Retry, RetryOn, SnapshotRule};
 use longshore_protocol::job::{Command, Network, StepSpec};
 use longshore_protocol::{PoolName, StepName};
 
@@ -32,6 +32,12 @@ fn retry(dice: &mut Dice) -> Retry {
     Retry { max: 2, on, backoff_ms: if dice.permille(300) { 5_000 } else { 0 } }
 }
 
+/// Two groups, of which one lets two steps begin.
+fn concurrency(dice: &mut Dice) -> Concurrency {
+    let two = dice.permille(500);
+    Concurrency { group: if two { "two" } else { "one" }.to_owned(), max: 1 + u32::from(two) }
+}
+
 pub(crate) fn thrown(dice: &mut Dice) -> Pipeline {
     let count = 1 + dice.below(8);
     let name = |index: usize| StepName(format!("s{index}"));
@@ -50,7 +56,11 @@ pub(crate) fn thrown(dice: &mut Dice) -> Pipeline {
             cache_key: dice.permille(150).then(|| format!("key-{index}")),
             snapshot: if dice.permille(100) { SnapshotRule::Always } else { SnapshotRule::Auto },
             keep_going: dice.permille(300),
+            priority: i32::try_from(dice.below(3)).unwrap() - 1,
+            queue_timeout_ms: dice.permille(100).then_some(15_000),
+            concurrency: dice.permille(250).then(|| concurrency(dice)),
         }
     };
-    Pipeline { name: "p".to_owned(), steps: (0..count).map(|index| step(index, dice)).collect() }
+    let steps = (0..count).map(|index| step(index, dice)).collect();
+    Pipeline { name: "p".to_owned(), timeout_ms: dice.permille(60).then_some(40_000), steps }
 }

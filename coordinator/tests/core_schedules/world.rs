@@ -20,6 +20,7 @@ use crate::dice::Dice;
 use crate::engine::Engine;
 use crate::faults::{Faults, config, patient};
 use crate::pipelines;
+use crate::turns;
 use crate::worker::{Name, Output, Worked, Worker, name};
 
 pub(crate) struct World {
@@ -164,7 +165,7 @@ impl World {
             let unknown = round >= index * 3 && self.core.run_summary(run).is_none();
             if unknown || (faulty && round > index * 3 && self.dice.permille(30)) {
                 let pipeline = Box::new(self.runs[index].1.clone());
-                self.apply(&Input::Submit { run, tenant: "t".to_owned(), pipeline });
+                self.apply(&Input::Submit { run, tenant: turns::tenant(run), pipeline });
             }
             if self.dice.permille(self.faults.cancel) {
                 self.apply(&Input::Cancel { run, by: CancelledBy::User });

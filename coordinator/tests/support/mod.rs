@@ -183,6 +183,29 @@ impl Fleet {
         Events::open(&self.router, path, last).await
     }
 
+    /// Waits until a worker has joined: before, nothing is dispatched to it.
+    pub async fn knows(&self, worker: &str) {
+        patiently("the worker to join", async {
+            while !self.get("/v1/workers").await.1["workers"].to_string().contains(&format!("\"{worker}\"")) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    /// A worker with so many slots that has joined, and does nothing more: not even take a job.
+    pub async fn idler(&self, id: &str, slots: u32) {
+        let (broker, topology) = (self.broker.another(), self.topology());
+        let (worker, pool): (WorkerId, PoolName) = (id.parse().unwrap(), PoolName::default());
+        broker.declare(&topology.of_worker(&worker, &pool)).await.unwrap();
+        let (version, host, engine) = ("0".to_owned(), "host".to_owned(), EngineId(format!("engine-{id}")));
+        let event = Event::Hello(Hello { engine, pool, slots, version, host, records: vec![] });
+        let incarnation = Incarnation { start: 1, nonce: 7 };
+        let body = wire::encode(&EventMessage { worker, incarnation, number: 1, event });
+        broker.publish(vec![Outgoing::new(topology.events(SHARD).address(), body)]).await.unwrap();
+        self.knows(id).await;
+    }
+
     /// Waits until the run is settled and its logs are closed.
     pub async fn settled(&self, run: RunId) -> RunView {
         let mut events = self.events(&format!("/v1/runs/{run}/events"), None).await;

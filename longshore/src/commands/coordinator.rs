@@ -1,11 +1,12 @@
 //! `longshore coordinator`: plans runs, dispatches jobs, settles steps.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::future::pending;
 use std::path::Path;
 use std::time::Duration;
 
-use longshore_coordinator::core::CoreConfig;
+use longshore_coordinator::core::{CoreConfig, WEIGHT_MAX};
 use longshore_coordinator::{Config, Coordinator, CoordinatorError, StateLocation, Tokens};
 use longshore_protocol::Shard;
 use longshore_protocol::broker::Broker;
@@ -35,7 +36,7 @@ const TENANT: &str = "default";
 pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
     let metrics = server::install_metrics(longshore_coordinator::metrics::METRICS, &[])?;
     let shutdown = server::shutdown(None)?;
-    let tokens = tokens(args.token.as_deref(), args.tokens.as_deref())?;
+    let (tokens, weights) = tokens(args.token.as_deref(), args.tokens.as_deref())?;
     let dir = match args.state {
         Some(dir) => dir,
         None => StateDir::path()?.join("coordinator"),
@@ -49,7 +50,7 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
         listen: Some(args.listen),
         tokens,
         // A tick is a second (P8).
-        core: CoreConfig { lease_ticks: args.fleet.lease, ..CoreConfig::default() },
+        core: CoreConfig { lease_ticks: args.fleet.lease, weights, ..CoreConfig::default() },
         metrics: Some(metrics),
         ..Config::new(args.fleet.prefix.clone(), store, dir.join("blobs"))
     };
@@ -95,7 +96,9 @@ fn refused(error: &CoordinatorError) -> Failure {
     }
 }
 
-fn tokens(token: Option<&str>, file: Option<&Path>) -> Result<Tokens, Failure> {
+/// The tokens, and the weights of tenants that are not 1.
+fn tokens(token: Option<&str>, file: Option<&Path>) -> Result<(Tokens, BTreeMap<String, u32>), Failure> {
+    let mut weights = BTreeMap::new();
     let mut all: Vec<(String, String)> = token
         .filter(|token| !token.is_empty())
         .map(|token| (token.to_owned(), TENANT.to_owned()))
@@ -104,25 +107,34 @@ fn tokens(token: Option<&str>, file: Option<&Path>) -> Result<Tokens, Failure> {
     if let Some(file) = file {
         let text = fs::read_to_string(file)
             .map_err(|error| Failure::input(format!("the tokens in {} cannot be read: {error}", file.display())))?;
-        all.extend(read_tokens(file, &text)?);
+        all.extend(read_tokens(file, &text, &mut weights)?);
     }
-    Ok(Tokens::new(all))
+    Ok((Tokens::new(all), weights))
 }
 
-/// A token, a space, a tenant; empty lines and those that begin with `#` mean nothing.
-fn read_tokens(file: &Path, text: &str) -> Result<Vec<(String, String)>, Failure> {
+/// A token, a space, a tenant, and perhaps the tenant's weight; empty lines and those that begin with `#` mean nothing.
+fn read_tokens(file: &Path, text: &str, weights: &mut BTreeMap<String, u32>) -> Result<Vec<(String, String)>, Failure> {
     let mut tokens = Vec::new();
     for (index, line) in text.lines().enumerate() {
+        let place = || format!("line {} of {}", index + 1, file.display());
         let words: Vec<&str> = line.split_whitespace().collect();
-        match words[..] {
-            [] => {}
-            [first, ..] if first.starts_with('#') => {}
-            [token, tenant] => tokens.push((token.to_owned(), tenant.to_owned())),
-            // The line itself is a secret (promise 8).
-            _ => {
-                let place = format!("line {} of {}", index + 1, file.display());
-                return Err(Failure::input(format!("{place} is not a token, a space and a tenant")));
-            }
+        // The line itself is a secret (promise 8).
+        let (token, tenant, weight) = match words[..] {
+            [] => continue,
+            [first, ..] if first.starts_with('#') => continue,
+            [token, tenant] => (token, tenant, None),
+            [token, tenant, weight] => (token, tenant, Some(weight)),
+            _ => return Err(Failure::input(format!("{} is not a token, a tenant and perhaps `weight=N`", place()))),
+        };
+        tokens.push((token.to_owned(), tenant.to_owned()));
+        let Some(weight) = weight else { continue };
+        let number = weight.strip_prefix("weight=").and_then(|number| number.parse().ok());
+        let Some(number) = number.filter(|number| (1..=WEIGHT_MAX).contains(number)) else {
+            let message = format!("{}: behind the tenant stands `weight=N`, N from 1 to {WEIGHT_MAX}", place());
+            return Err(Failure::input(message));
+        };
+        if weights.insert(tenant.to_owned(), number).is_some_and(|before| before != number) {
+            return Err(Failure::input(format!("{}: tenant {tenant} has another weight above", place())));
         }
     }
     Ok(tokens)
@@ -135,10 +147,21 @@ mod tests {
     #[test]
     fn tokens_are_read_and_a_bad_line_is_not_repeated() {
         let file = Path::new("tokens");
-        let read = read_tokens(file, "# ours\n\ns3cret red\n  t0ken   blue \n").unwrap();
+        let mut weights = BTreeMap::new();
+        let text = "# ours\n\ns3cret red\n  t0ken   blue weight=3 \nan0ther blue\n";
+        let read = read_tokens(file, text, &mut weights).unwrap();
         let pair = |token: &str, tenant: &str| (token.to_owned(), tenant.to_owned());
-        assert_eq!(read, [pair("s3cret", "red"), pair("t0ken", "blue")]);
-        let (message, _) = read_tokens(file, "ok red\ns3cret\n").unwrap_err().words();
-        assert!(message.contains("line 2") && !message.contains("s3cret"), "{message}");
+        assert_eq!(read, [pair("s3cret", "red"), pair("t0ken", "blue"), pair("an0ther", "blue")]);
+        assert_eq!(weights, BTreeMap::from([("blue".to_owned(), 3)]));
+        for (bad, says) in [
+            ("ok red\ns3cret\n", "perhaps `weight=N`"),
+            ("ok red\ns3cret red 3\n", "`weight=N`"),
+            ("ok red\ns3cret red weight=0\n", "from 1 to 1000"),
+            ("ok red weight=2\ns3cret red weight=3\n", "another weight"),
+        ] {
+            let (message, _) = read_tokens(file, bad, &mut BTreeMap::new()).unwrap_err().words();
+            assert!(message.contains("line 2") && message.contains(says), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
+        }
     }
 }

@@ -69,7 +69,7 @@ impl Style {
     pub(crate) fn verdict(self, outcome: RunOutcome) -> String {
         let colour = match outcome {
             RunOutcome::Passed => Colour::Green,
-            RunOutcome::Failed => Colour::Red,
+            RunOutcome::Failed | RunOutcome::TimedOut => Colour::Red,
             RunOutcome::Infra => Colour::Magenta,
             RunOutcome::Cancelled => Colour::Yellow,
         };

@@ -1,0 +1,192 @@
+//! Workers as a clock sees them, around the real core: queues in order, slots, and steps that take as long as a test
+//! says. Time is the model's own, so that hours pass at once.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use longshore_coordinator::core::effect::{Effect, JobQueue};
+use longshore_coordinator::core::input::{Input, Millis};
+use longshore_coordinator::core::{Core, CoreConfig};
+use longshore_coordinator::pipeline::{Pipeline, PlannedStep};
+use longshore_protocol::event::{Claim, Event, EventMessage, Finished, Hello, Phases};
+use longshore_protocol::job::{Job, Keep};
+use longshore_protocol::output::Offsets;
+use longshore_protocol::{EngineId, Epoch, Incarnation, Outcome, PoolName, RunId, WorkerId};
+
+pub(crate) struct Model {
+    pub(crate) core: Core,
+    pub(crate) now: Millis,
+    /// How long each job takes.
+    pub(crate) takes: fn(&Job) -> Millis,
+    pub(crate) began: Vec<Began>,
+    /// The most jobs that a queue held while no slot for them was free.
+    pub(crate) queued_most: usize,
+    pub(crate) inputs: u64,
+    queues: BTreeMap<JobQueue, VecDeque<Box<Job>>>,
+    workers: Vec<Worker>,
+    ends: BTreeMap<(Millis, u64), (usize, Box<Job>)>,
+    serial: u64,
+}
+
+struct Worker {
+    id: WorkerId,
+    pool: PoolName,
+    slots: usize,
+    busy: usize,
+    number: u64,
+}
+
+/// A step that began.
+#[derive(Clone, Debug)]
+pub(crate) struct Began {
+    pub(crate) at: Millis,
+    pub(crate) until: Millis,
+    pub(crate) tenant: String,
+    pub(crate) run: RunId,
+    pub(crate) step: String,
+    pub(crate) from_parent: bool,
+}
+
+impl Model {
+    pub(crate) fn new(weights: &[(&str, u32)], takes: fn(&Job) -> Millis) -> Self {
+        let weights = weights.iter().map(|(tenant, weight)| ((*tenant).to_owned(), *weight)).collect();
+        let mut model = Self {
+            core: Core::new(CoreConfig { weights, ..CoreConfig::default() }),
+            now: 1_000_000,
+            takes,
+            began: Vec::new(),
+            queued_most: 0,
+            inputs: 0,
+            queues: BTreeMap::new(),
+            workers: Vec::new(),
+            ends: BTreeMap::new(),
+            serial: 0,
+        };
+        model.input(&Input::Lead { epoch: Epoch(1) });
+        model
+    }
+
+    pub(crate) fn join(&mut self, slots: usize) {
+        self.join_pool(slots, &PoolName::default());
+    }
+
+    pub(crate) fn join_pool(&mut self, slots: usize, pool: &PoolName) {
+        let n = self.workers.len();
+        let id: WorkerId = format!("w{n:05}").parse().unwrap();
+        self.workers.push(Worker { id, pool: pool.clone(), slots, busy: 0, number: 0 });
+        let hello = Hello {
+            engine: EngineId(format!("e{n}")),
+            pool: pool.clone(),
+            slots: u32::try_from(slots).unwrap(),
+            version: "0".to_owned(),
+            host: "h".to_owned(),
+            records: Vec::new(),
+        };
+        self.say(n, Event::Hello(hello));
+        self.claim_all();
+    }
+
+    pub(crate) fn submit(&mut self, tenant: &str, steps: Vec<PlannedStep>) -> RunId {
+        let run = RunId::new();
+        let pipeline = Box::new(Pipeline { name: "p".to_owned(), timeout_ms: None, steps });
+        self.input(&Input::Submit { run, tenant: tenant.to_owned(), pipeline });
+        self.claim_all();
+        run
+    }
+
+    /// Until the next attempt ends, and what follows from that. `false` if none is under way.
+    pub(crate) fn step(&mut self) -> bool {
+        let Some(((at, _), (worker, job))) = self.ends.pop_first() else { return false };
+        self.now = at;
+        self.workers[worker].busy -= 1;
+        // The slot is free before anybody hears of it: what waits in a queue goes first.
+        self.claim(worker);
+        let claim = Claim { run: job.run, execution: job.execution, attempt: job.attempt };
+        let finished = Finished {
+            claim,
+            outcome: Outcome::Passed,
+            cached: false,
+            output: Offsets::default(),
+            snapshot: None,
+            parked: !matches!(job.keep, Keep::Nothing),
+            phases: Phases::default(),
+            usage: None,
+        };
+        self.say(worker, Event::Finished(finished));
+        self.claim_all();
+        true
+    }
+
+    pub(crate) fn run_until(&mut self, end: Millis) {
+        while self.ends.first_key_value().is_some_and(|((at, _), _)| *at <= end) {
+            self.step();
+        }
+        self.now = end;
+    }
+
+    /// Slot-milliseconds that a tenant received in this time.
+    pub(crate) fn received(&self, tenant: &str, from: Millis, to: Millis) -> u64 {
+        let own = self.began.iter().filter(|began| began.tenant == tenant);
+        own.map(|began| began.until.min(to).saturating_sub(began.at.max(from))).sum()
+    }
+
+    pub(crate) fn first_of(&self, run: RunId) -> Option<Millis> {
+        self.began.iter().find(|began| began.run == run).map(|began| began.at)
+    }
+
+    fn claim_all(&mut self) {
+        let waiting: BTreeSet<JobQueue> =
+            self.queues.iter().filter(|(_, jobs)| !jobs.is_empty()).map(|(queue, _)| queue.clone()).collect();
+        if waiting.is_empty() {
+            return;
+        }
+        for worker in 0..self.workers.len() {
+            self.claim(worker);
+        }
+        let (jobs, free) = (self.queues.values().map(VecDeque::len).max(), self.free());
+        self.queued_most = self.queued_most.max(jobs.unwrap_or(0).saturating_sub(free));
+    }
+
+    fn free(&self) -> usize {
+        self.workers.iter().map(|worker| worker.slots - worker.busy).sum()
+    }
+
+    /// Takes jobs while a slot is free, its own queue's first.
+    fn claim(&mut self, index: usize) {
+        while self.workers[index].busy < self.workers[index].slots {
+            let worker = &self.workers[index];
+            let queues = [JobQueue::Worker(worker.id.clone()), JobQueue::Pool(worker.pool.clone())];
+            let Some(job) = queues.iter().find_map(|queue| self.queues.get_mut(queue)?.pop_front()) else { return };
+            self.workers[index].busy += 1;
+            let until = self.now + (self.takes)(&job);
+            self.began.push(Began {
+                at: self.now,
+                until,
+                tenant: job.tenant.clone(),
+                run: job.run,
+                step: job.step.to_string(),
+                from_parent: matches!(job.base, longshore_protocol::job::Base::Parent { .. }),
+            });
+            let claim = Claim { run: job.run, execution: job.execution, attempt: job.attempt };
+            self.serial += 1;
+            self.ends.insert((until, self.serial), (index, job));
+            self.say(index, Event::Accepted(claim));
+        }
+    }
+
+    fn say(&mut self, index: usize, event: Event) {
+        let worker = &mut self.workers[index];
+        worker.number += 1;
+        let incarnation = Incarnation { start: 1, nonce: 1 };
+        let message = EventMessage { worker: worker.id.clone(), incarnation, number: worker.number, event };
+        self.input(&Input::Event(message));
+    }
+
+    fn input(&mut self, input: &Input) {
+        self.inputs += 1;
+        for effect in self.core.apply(input, self.now).effects {
+            if let Effect::Dispatch { queue, job } = effect {
+                self.queues.entry(queue).or_default().push_back(job);
+            }
+        }
+    }
+}
