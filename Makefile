@@ -2,7 +2,7 @@
 # to run twice, and leaves nothing running.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint fmt clean-services
+.PHONY: help build demo test test-chaos bench lint fmt clean-services
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,6 +15,9 @@ demo: ## builds zlib on a coordinator and two workers, live (installs what is mi
 
 test: ## every test, with RabbitMQ and Docker Engines of its own (installs what is missing)
 	@scripts/test.sh
+
+test-chaos: ## a fleet under faults; ROWS=kill-worker,... (`scripts/chaos.sh --list`); installs what is missing
+	@scripts/chaos.sh $(ROWS)
 
 bench: ## measures it beside what people use today; ROWS=chain10,idle RUNS=5 (installs what is missing)
 	@scripts/bench.sh $(if $(ROWS),--rows $(ROWS)) $(if $(RUNS),--runs $(RUNS))

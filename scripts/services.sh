@@ -3,7 +3,7 @@
 # ports and sockets of their own: two checkouts run side by side, and whatever
 # the machine runs already is left alone.
 #
-#   services.sh up DIR [--while PID] [--only NAME,...] [--host-network]
+#   services.sh up DIR [--while PID] [--only NAME,...] [--host-network] [--reachable]
 #   services.sh env DIR            prints `export` lines
 #   services.sh kill DIR NAME      SIGKILL: rabbitmq, docker-1, docker-2, registry
 #   services.sh start DIR NAME     starts it again on its old address
@@ -12,7 +12,8 @@
 # `up` writes DIR/env, lines of NAME=value; run twice, it leaves what is up alone.
 # A service that LONGSHORE_TEST_AMQP, _DOCKER_1, _DOCKER_2 or _REGISTRY names and
 # that answers is taken as it is. With --while PID, everything goes down when the
-# last such PID has ended (a plain `up` keeps it until `down`).
+# last such PID has ended (a plain `up` keeps it until `down`). With --reachable
+# RabbitMQ listens on every address, for who has a network namespace of his own.
 set -euo pipefail
 # shellcheck source=scripts/lib/common.sh
 . "$(dirname "$0")/lib/common.sh"
@@ -100,6 +101,7 @@ choose_ports() {
     # shellcheck source=/dev/null
     . "$run/ports"
     HOST_NETWORK=$(cat "$run/host-network" 2>/dev/null || true)
+    REACHABLE=$(cat "$run/reachable" 2>/dev/null || true)
 }
 
 # What the environment names and answers is taken; the rest we start ourselves.
@@ -188,6 +190,7 @@ up() {
         remove_all
         prepare_data
         echo "$host_network" >"$run/host-network"
+        echo "$reachable" >"$run/reachable"
         choose_ports
         forget_what_is_not_there
         start_all || { remove_all; unlock_and_remove; die "gave up; the logs are in $log"; }
@@ -250,12 +253,13 @@ dir=$(realpath -m "$2")
 services_init
 shift 2
 
-while_pid='' only='' host_network='' name=''
+while_pid='' only='' host_network='' reachable='' name=''
 while [ $# -gt 0 ]; do
     case $verb:$1 in
         up:--while) while_pid=${2:?a process id}; shift ;;
         up:--only) only=${2:?names}; shift ;;
         up:--host-network) host_network=1 ;;
+        up:--reachable) reachable=1 ;;
         kill:rabbitmq | kill:docker-[12] | kill:registry) name=$1 ;;
         start:rabbitmq | start:docker-[12] | start:registry) name=$1 ;;
         *) usage ;;

@@ -4,6 +4,7 @@
 #
 #   setup.sh demo    an engine, a broker, and what builds a base image
 #   setup.sh test    that, an image registry, prometheus, and helm
+#   setup.sh chaos   what demo needs
 #   setup.sh bench   what demo needs, Python with venv, and perf
 #   setup.sh lint    rustfmt, clippy, shellcheck, cargo-deny
 set -euo pipefail
@@ -149,7 +150,7 @@ install_helm() {
 have cargo || die "needs cargo: install Rust first"
 have apt-get || die "needs Debian: it installs with apt-get"
 case ${1:-} in
-    demo | test | bench)
+    demo | test | bench | chaos)
         # shellcheck disable=SC2046  # a list of package names
         install_packages $(needs "$1" | missing_packages)
         if [ "$1" = test ]; then install_helm; fi

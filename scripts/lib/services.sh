@@ -61,7 +61,8 @@ amqp_answers() {
 }
 
 rabbitmq_env() {
-    local home=$data/rabbitmq
+    local home=$data/rabbitmq address=127.0.0.1
+    if [ "${REACHABLE:-}" ]; then address=0.0.0.0; fi
     # A port mapper of our own: the machine's would be shared with other nodes,
     # and ours would outlive us as a daemon.
     cat <<END
@@ -69,7 +70,7 @@ HOME=$home
 ERL_EPMD_PORT=$EPMD_PORT
 ERL_EPMD_ADDRESS=127.0.0.1
 RABBITMQ_NODENAME=longshore@localhost
-RABBITMQ_NODE_IP_ADDRESS=127.0.0.1
+RABBITMQ_NODE_IP_ADDRESS=$address
 RABBITMQ_NODE_PORT=$AMQP_PORT
 RABBITMQ_DIST_PORT=$DIST_PORT
 RABBITMQ_CONF_ENV_FILE=$home/none
@@ -91,6 +92,8 @@ rabbitmq_prepare() {
     # The default limits ask for 40 % of memory and a share of the disk; a test
     # broker shall not block its publishers because the machine is busy.
     printf '%s\n' 'disk_free_limit.absolute = 50MB' 'log.console.level = info' >"$home/rabbitmq.conf"
+    # The user guest is let in from loopback only, unless this says otherwise.
+    if [ "${REACHABLE:-}" ]; then echo 'loopback_users = none' >>"$home/rabbitmq.conf"; fi
     rabbitmq_env >"$home/env"
     cat >"$dir/rabbitmqctl" <<END
 #!/bin/sh

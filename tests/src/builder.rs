@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use reqwest::Client;
 
-use crate::fleet::{Fleet, Member};
+use crate::fleet::{Fleet, Member, Place};
 use crate::services;
 
 /// Lease of the tests' fleets, in seconds: short, so that a lost worker is given up soon, and long enough for
@@ -26,6 +26,7 @@ struct Wanted {
     docker: String,
     slots: u32,
     args: Vec<String>,
+    place: Option<Place>,
 }
 
 impl FleetBuilder {
@@ -39,7 +40,8 @@ impl FleetBuilder {
     /// With a worker beside an Engine of the test's own.
     #[must_use]
     pub fn worker_at(mut self, name: &str, docker: &str, slots: u32) -> Self {
-        self.workers.push(Wanted { name: name.to_owned(), docker: docker.to_owned(), slots, args: Vec::new() });
+        let (name, docker) = (name.to_owned(), docker.to_owned());
+        self.workers.push(Wanted { name, docker, slots, args: Vec::new(), place: None });
         self
     }
 
@@ -51,6 +53,16 @@ impl FleetBuilder {
     pub fn with(mut self, args: &[&str]) -> Self {
         let last = self.workers.last_mut().expect("a worker is named before what it is told");
         last.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// The worker that was named last runs there.
+    ///
+    /// # Panics
+    /// If none was.
+    #[must_use]
+    pub fn at(mut self, place: Place) -> Self {
+        self.workers.last_mut().expect("a worker is named before its place").place = Some(place);
         self
     }
 
@@ -75,9 +87,9 @@ impl FleetBuilder {
     pub fn prepare(self) -> Fleet {
         let dir = tempfile::tempdir().expect("a directory");
         let workers = self.workers.into_iter().map(|wanted| {
-            let Wanted { name, docker, slots, args } = wanted;
+            let Wanted { name, docker, slots, args, place } = wanted;
             let state = dir.path().join(&name);
-            (name, Member { docker, state, slots, metrics: free_address(), args, process: None })
+            (name, Member { docker, state, slots, metrics: free_address(), args, place, process: None })
         });
         Fleet {
             prefix: format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
@@ -95,17 +107,7 @@ impl FleetBuilder {
     /// The fleet, every process of it ready.
     pub async fn start(self) -> Fleet {
         let mut fleet = self.prepare();
-        fleet.spawn_coordinator();
-        let names: Vec<_> = fleet.workers.keys().cloned().collect();
-        for name in &names {
-            fleet.spawn_worker(name);
-        }
-        fleet.coordinator().says("longshore coordinator: ready").await;
-        for name in &names {
-            fleet.worker(name).says("longshore worker: ready").await;
-        }
-        let count = names.len();
-        fleet.until_workers("every worker", |seen| seen.iter().filter(|worker| worker.alive).count() == count).await;
+        fleet.start().await;
         fleet
     }
 }

@@ -36,7 +36,17 @@ pub(crate) struct Member {
     pub(crate) slots: u32,
     pub(crate) metrics: String,
     pub(crate) args: Vec<String>,
+    pub(crate) place: Option<Place>,
     pub(crate) process: Option<Process>,
+}
+
+/// Where a worker's packets can be dropped.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// A network namespace.
+    pub net: PathBuf,
+    /// The broker, as it is reached from there.
+    pub amqp: String,
 }
 
 impl Fleet {
@@ -44,6 +54,21 @@ impl Fleet {
     #[allow(clippy::new_ret_no_self)] // reads as the sentence it is: Fleet::new().worker(..).start()
     pub fn new() -> FleetBuilder {
         FleetBuilder::default()
+    }
+
+    /// Starts what was prepared, and waits until every process of it is ready.
+    pub async fn start(&mut self) {
+        self.spawn_coordinator();
+        let names: Vec<_> = self.workers.keys().cloned().collect();
+        for name in &names {
+            self.spawn_worker(name);
+        }
+        self.coordinator().says("longshore coordinator: ready").await;
+        for name in &names {
+            self.worker(name).says("longshore worker: ready").await;
+        }
+        let count = names.len();
+        self.until_workers("every worker", |seen| seen.iter().filter(|worker| worker.alive).count() == count).await;
     }
 
     /// The address of the coordinator's API.
@@ -84,7 +109,7 @@ impl Fleet {
 
     /// Starts the coordinator, and does not wait until it is ready.
     pub fn spawn_coordinator(&mut self) {
-        let state = self.dir.path().join("coordinator");
+        let state = self.state_of_coordinator();
         let args = [
             ["coordinator", "--listen"].map(str::to_owned).to_vec(),
             vec![self.address.clone(), "--state".to_owned(), state.display().to_string()],
@@ -135,7 +160,15 @@ impl Fleet {
             member.args.clone(),
             common,
         ];
-        member.process = Some(Process::start(&format!("worker {name}"), &args.concat()));
+        let (what, mut args) = (format!("worker {name}"), args.concat());
+        member.process = Some(match &member.place {
+            None => Process::start(&what, &args),
+            Some(place) => {
+                let broker = args.iter().position(|arg| *arg == self.amqp).expect("every process is told its broker");
+                args[broker].clone_from(&place.amqp);
+                Process::start_inside(&place.net, &what, &args)
+            }
+        });
     }
 
     /// A worker's process.
@@ -171,6 +204,24 @@ impl Fleet {
         for container in named(engine, &format!("longshore.{worker}.")) {
             docker(engine, &["rm", "--force", "--volumes", &container]);
         }
+    }
+
+    /// Where a worker keeps what must survive it.
+    pub fn state_of(&self, name: &str) -> &Path {
+        &self.workers[name].state
+    }
+
+    /// Where the coordinator does.
+    pub fn state_of_coordinator(&self) -> PathBuf {
+        self.dir.path().join("coordinator")
+    }
+
+    /// The runs that were submitted to it.
+    ///
+    /// # Panics
+    /// Never: nobody panics while they are looked at.
+    pub fn runs(&self) -> Vec<RunId> {
+        self.runs.lock().expect("no panic while it is held").clone()
     }
 
     /// The Engine beside a worker.

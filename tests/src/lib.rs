@@ -10,7 +10,8 @@
 //! [`fleet`] starts and kills processes ([`builder`] says which are wanted), [`run`] follows a run, [`check`] is the
 //! checker that every one of them runs at its end: settled once, no line missing, no container and no process left.
 //! [`services`] finds RabbitMQ and Docker, [`engine`] asks Docker about what Longshore did, [`actor`] makes images whose
-//! steps can do and see everything, [`dice`] chooses. [`store_contract`] is what every store must keep.
+//! steps can do and see everything, [`dice`] chooses. [`own`] are services that a test may kill. [`store_contract`] is
+//! what every store must keep.
 
 pub mod actor;
 pub mod builder;
@@ -19,6 +20,7 @@ pub mod dice;
 pub mod engine;
 pub mod fleet;
 mod logs;
+pub mod own;
 pub mod process;
 pub mod run;
 #[path = "../services.rs"]

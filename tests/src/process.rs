@@ -36,7 +36,21 @@ impl Process {
     /// # Panics
     /// If it cannot be started.
     pub fn start(what: &str, args: &[String]) -> Self {
-        let mut command = Command::new(binary());
+        Self::spawn(what, Command::new(binary()), args)
+    }
+
+    /// The same, in the network namespace of that path.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_inside(net: &Path, what: &str, args: &[String]) -> Self {
+        // It becomes what it starts: the process id is longshore's own.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", net.display())).arg(binary());
+        Self::spawn(what, command, args)
+    }
+
+    fn spawn(what: &str, mut command: Command, args: &[String]) -> Self {
         // Every flag has a variable, and only a test's own arguments are meant. The mark of a set of services stays:
         // by it they find what belongs to them, should this test be killed.
         let is_flags = |name: &OsStr| name.as_bytes().starts_with(b"LONGSHORE_") && name != "LONGSHORE_SERVICES";
@@ -98,6 +112,16 @@ impl Process {
         self.child.id().expect("still running")
     }
 
+    /// Sends it a signal, `STOP` say.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().await.expect("kill is there");
+        assert!(status.success(), "kill -s {name} {pid}");
+    }
+
     /// SIGKILL, and waits until it is gone.
     ///
     /// # Panics
@@ -129,9 +153,7 @@ impl Process {
     /// # Panics
     /// If it does not, or not with exit code 0.
     pub async fn terminate(self) {
-        let pid = self.pid().to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status().await.expect("kill is there");
-        assert!(status.success(), "kill -TERM {pid}");
+        self.signal("TERM").await;
         let what = self.what.clone();
         let (code, said) = self.ends().await;
         assert_eq!(code, 0, "{what}:\n{}", said.join("\n"));

@@ -1,14 +1,13 @@
 //! What breaks, and what must hold all the same: nothing lost, settled once, an honest verdict.
 
-use std::path::PathBuf;
-
 use longshore_coordinator::core::view::{RunOutcome, StepView};
 use longshore_protocol::broker::amqp::AmqpBroker;
 use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{Outcome, Shard};
-use longshore_tests::check::{journal_entries, run_command};
+use longshore_tests::check::journal_entries;
 use longshore_tests::engine::named;
+use longshore_tests::own::{OwnServices, base_image};
 use longshore_tests::process::{Process, within_patience};
 use longshore_tests::{Fleet, services};
 use serde_json::Value;
@@ -319,56 +318,4 @@ steps:
     assert_eq!(stage.to_string(), "snapshot", "{outcome}");
     assert!(reason.contains("disk"), "{outcome}");
     fleet.checks_out().await;
-}
-
-/// Services of one test's own, which it may kill.
-struct OwnServices {
-    dir: PathBuf,
-    path: String,
-}
-
-impl OwnServices {
-    fn prepare(name: &str) -> Self {
-        let dir = services::target_dir().join(format!("test-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).expect("a directory");
-        Self { path: dir.display().to_string(), dir }
-    }
-
-    /// The Engine's disk is to be a small one, of memory.
-    fn on_a_disk_of(&self, size: &str) {
-        run_command("mount", &["-t", "tmpfs", "-o", &format!("size={size},mode=755"), "longshore-test", &self.path]);
-    }
-
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn up(&self, only: &str) {
-        let pid = std::process::id().to_string();
-        services::script(&["up", &self.path, "--only", only, "--while", &pid]);
-    }
-
-    fn env(&self, name: &str) -> String {
-        services::read_env(&self.dir)[name].clone()
-    }
-}
-
-impl Drop for OwnServices {
-    fn drop(&mut self) {
-        // Not asserted: a test that fails already must be seen to fail for its own reason.
-        let script = services::root().join("scripts/services.sh");
-        let _ = std::process::Command::new(script).args(["down", &self.path]).status();
-        let _ = std::process::Command::new("umount").args(["--quiet", &self.path]).status();
-        // What is left are the logs, which a failed test's reader wants.
-        if !std::thread::panicking() {
-            let _ = std::fs::remove_dir_all(&self.dir);
-        }
-    }
-}
-
-/// Makes the tests' base image on an Engine.
-fn base_image(docker: &str) {
-    let script = services::root().join("scripts/base-image.sh");
-    let status = std::process::Command::new(script).arg("test").env("DOCKER_HOST", docker).status();
-    assert!(status.expect("the script starts").success(), "no base image on {docker}");
 }
