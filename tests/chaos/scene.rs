@@ -158,6 +158,13 @@ impl Scene {
         self.fleet.until_workers(&format!("{name}, {what}"), is_so).await;
     }
 
+    /// Waits until more is heard of a worker than there was then; and has then recovered.
+    pub(crate) async fn recovers_with(&mut self, name: &str, then: &WorkerView, since: Instant) {
+        let silent = then.silent_ticks;
+        self.until_worker(name, "heard again", |worker| worker.alive && worker.silent_ticks < silent).await;
+        self.recovered_since(since);
+    }
+
     /// Waits until the step's second attempt runs.
     pub(crate) async fn until_tried_again(&self, run: RunId, step: &str) {
         let again = |view: &RunView| {

@@ -12,6 +12,9 @@ use crate::rows::{Again, Row};
 /// Counts are exact.
 const LENIENCE: f64 = 10.0;
 
+/// Of a failure's words in the table: all of them stand above it.
+const FAILURE_CHARS_MAX: usize = 100;
+
 /// What a row has counted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
@@ -61,7 +64,10 @@ impl Entry {
         let Told { steps, settled, again, lost, left, .. } = self.told;
         let verdict = match &self.failure {
             None => self.told.proof.clone(),
-            Some(failure) => format!("FAILED: {}", failure.lines().next().unwrap_or_default()),
+            Some(failure) => {
+                let line = failure.lines().next().unwrap_or_default();
+                format!("FAILED: {}", line.chars().take(FAILURE_CHARS_MAX).collect::<String>())
+            }
         };
         format!(
             "{:<24} {steps:>5} {settled:>7} {again:>5} {lost:>5} {left:>5} {:>12}  {verdict}",

@@ -40,8 +40,7 @@ async fn worker(stand: Stand, way: Way, lease_secs: u32, secs: u32) -> Told {
         dropped.iter().all(|packets| *packets > 0) && seen.alive == (secs < lease_secs),
         format!("packets dropped: {dropped:?}, its lease {}", if seen.alive { "held" } else { "ended" }),
     );
-    scene.until_worker(victim, "heard again", |worker| worker.alive && worker.silent_ticks == 0).await;
-    scene.recovered_since(mended);
+    scene.recovers_with(victim, &seen, mended).await;
     scene.ends().await
 }
 

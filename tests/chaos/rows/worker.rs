@@ -31,7 +31,6 @@ pub(crate) async fn restart(stand: Stand) -> Told {
     scene.fleet.kill_worker(victim).await;
     let killed = Instant::now();
     scene.fleet.start_worker(victim).await;
-    scene.until_worker(victim, "heard again", |worker| worker.alive && worker.silent_ticks == 0).await;
     scene.recovered_since(killed);
     let after = scene.fleet.worker(victim).pid();
     scene.proves(is_gone(before) && before != after, format!("process {before} is now {after}"));
@@ -65,7 +64,6 @@ async fn stop(mut scene: Scene, secs: u32) -> Told {
     );
     scene.fleet.worker(victim).signal("CONT").await;
     let woken = Instant::now();
-    scene.until_worker(victim, "heard again", |worker| worker.alive && worker.silent_ticks == 0).await;
-    scene.recovered_since(woken);
+    scene.recovers_with(victim, &seen, woken).await;
     scene.ends().await
 }
