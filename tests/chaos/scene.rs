@@ -72,15 +72,21 @@ impl Scene {
     }
 
     /// The same, of a fleet that was prepared and not started.
-    pub(crate) async fn of(stand: Stand, mut fleet: Fleet) -> Self {
+    pub(crate) async fn of(stand: Stand, fleet: Fleet) -> Self {
+        let mut scene = Self::fresh(stand, fleet).await;
+        let before = scene.load(1).await;
+        scene.settles(before).await;
+        scene
+    }
+
+    /// A fleet that has done nothing yet.
+    pub(crate) async fn fresh(stand: Stand, mut fleet: Fleet) -> Self {
         fleet.start().await;
         let (ids, loads, proofs) = (BTreeMap::new(), Vec::new(), Vec::new());
         let mut scene = Self { stand, fleet, ids, files: true, loads, recovered: None, proofs };
         for name in NAMES {
             scene.ids.insert(name, scene.fleet.worker_id(name).await);
         }
-        let before = scene.load(1).await;
-        scene.settles(before).await;
         scene
     }
 

@@ -6,13 +6,17 @@ use longshore_tests::check::run_command;
 
 /// Whether the kernel says that a process is stopped by a signal.
 pub(crate) fn is_stopped(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/status"))
-        .is_ok_and(|status| status.lines().any(|line| line.starts_with("State:\tT")))
+    state(pid) == Some('T')
 }
 
-/// Whether there is no such process any more.
+/// Whether there is no such process any more, or nothing of it but what its parent has not looked at yet.
 pub(crate) fn is_gone(pid: u32) -> bool {
-    !std::path::Path::new(&format!("/proc/{pid}")).exists()
+    matches!(state(pid), None | Some('Z'))
+}
+
+fn state(pid: u32) -> Option<char> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("State:\t")?.chars().next())
 }
 
 /// Sends a signal to a process that is not ours: a service.

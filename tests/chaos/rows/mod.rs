@@ -83,6 +83,13 @@ pub(crate) const ROWS: &[Row] = &[
     .within(AFTER_THE_BROKER),
     row("kill-broker", "kill -9 of RabbitMQ, started again", Again::Never, |stand| Box::pin(broker::kill(stand)))
         .within(AFTER_THE_BROKER),
+    row(
+        "kill-young-broker",
+        "kill -9 of RabbitMQ within a moment of its queues' making, started again",
+        Again::Never,
+        |stand| Box::pin(broker::kill_young(stand)),
+    )
+    .within(AFTER_THE_BROKER),
     row("alarm-broker", "RabbitMQ in memory alarm for longer than the lease", Again::Never, |stand| {
         Box::pin(broker::alarm(stand))
     }),
