@@ -43,7 +43,7 @@ pub const METRICS: &[MetricDoc] = &[
     counter(
         "longshore_retries_total",
         "Executions carried out again, by cause.",
-        &[("cause", &["infra", "gone", "user", "lineage", "handed_back"])],
+        &[("cause", &["infra", "gone", "user", "lineage", "handed_back", "go_void"])],
     ),
     counter(
         "longshore_lefts_lost_total",
@@ -124,6 +124,7 @@ pub(crate) fn entry_committed(entry: &Entry) {
                 RetryCause::User => "user",
                 RetryCause::Lineage => "lineage",
                 RetryCause::HandedBack => "handed_back",
+                RetryCause::GoVoid => "go_void",
             };
             metrics::counter!("longshore_retries_total", "cause" => cause).increment(1);
         }

@@ -32,6 +32,21 @@ pub enum Control {
         /// Which attempt.
         claim: Claim,
     },
+    /// P18: the attempt is the worker's, and exclusive: its command may be started, within [`VOID_BEFORE_END`] of the end
+    /// of a lease that is counted from the sending of the `accepted` (or `hello`, or `records`) that this answers.
+    ///
+    /// [`VOID_BEFORE_END`]: crate::lease::VOID_BEFORE_END
+    Go {
+        /// Which attempt.
+        claim: Claim,
+    },
+    /// P18: that heartbeat was heard, and the lease of its worker begins anew with it: so do the timers of these.
+    Heard {
+        /// The heartbeat's own [`stamp_ms`](crate::heartbeat::Heartbeat::stamp_ms).
+        stamp_ms: u64,
+        /// The exclusive attempts that it listed and that are the worker's.
+        claims: Vec<Claim>,
+    },
     /// Nobody wants the attempt any more: end it (TERM, grace, KILL) and report `finished` as cancelled.
     /// One that is already over is left as it is.
     Cancel {

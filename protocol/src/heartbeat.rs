@@ -46,6 +46,9 @@ pub struct Heartbeat {
     /// Attempts whose containers are parked: a child may go on in each.
     #[serde(default)]
     pub parked: Vec<Claim>,
+    /// When it was sent, by a clock of the worker's own: the coordinator gives it back where it answers (P18).
+    #[serde(default)]
+    pub stamp_ms: u64,
     /// The number of the last event it sent before: "not held" counts only when all up to it are in.
     pub last_event: u64,
     /// Free bytes where the Engine keeps its data, if the worker can see that.

@@ -104,6 +104,9 @@ pub struct StepSpec {
     /// P15: bytes of its output, both streams, that are kept; what goes beyond is counted. `None`: the worker's bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_max: Option<u64>,
+    /// P18: it never runs twice at once. It starts on the coordinator's `go` only, and ends with its worker's lease.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclusive: bool,
     /// Limits of the container.
     #[serde(default)]
     pub resources: Resources,

@@ -8,7 +8,8 @@
 //! 3. [`job`] the message that asks a worker to carry out one attempt;
 //! 4. [`event`] what workers report, numbered (P9), and [`heartbeat`] what is (P7);
 //! 5. [`output`] every output line, counted in bytes (P14);
-//! 6. [`control`] what the coordinator answers: what should be (P22);
+//! 6. [`control`] what the coordinator answers: what should be (P22), and [`lease`] how much of a lease an exclusive
+//!    step may use (P18);
 //! 7. [`wire`] JSON with a version, and what happens to what cannot be read (P1);
 //! 8. [`topology`] the queues, and [`broker`] the trait that moves bytes between them: AMQP or memory.
 //!
@@ -23,6 +24,7 @@ pub mod heartbeat;
 pub mod ids;
 pub mod job;
 pub mod kept;
+pub mod lease;
 pub mod metric;
 pub mod outcome;
 pub mod output;

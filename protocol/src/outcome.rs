@@ -9,12 +9,17 @@ use serde::{Deserialize, Serialize};
 /// this word, and has the parent made again (P20).
 pub const SNAPSHOT_LOST: &str = "snapshot_lost";
 
-/// The reason in `infra{prepare, …}` of a step whose parent's files were lost and could not be made again (P20).
+/// The reason in `infra{prepare, …}` of a step whose parent's files were lost and could not be made again (P20), or must
+/// not be (P18). What stands behind a `:` is for people.
 pub const LINEAGE: &str = "lineage";
 
 /// The reason in `infra{…}` of an attempt that a worker gave up because it was told to end: nobody's fault, so it is
 /// tried again uncharged.
 pub const HANDED_BACK: &str = "handed_back";
+
+/// The reason in `infra{claim, …}` of an exclusive attempt that was never begun, because no `go` came in time (P18):
+/// nobody's fault, so it is tried again uncharged.
+pub const GO_VOID: &str = "go_void";
 
 /// How an attempt, and in the end its step, ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -99,6 +104,11 @@ impl Outcome {
     /// Whether its worker was told to end and handed it back: it is tried again, charged to nobody.
     pub fn is_handed_back(&self) -> bool {
         matches!(self, Self::Infra { reason, .. } if reason == HANDED_BACK)
+    }
+
+    /// P18: whether it waited for a `go` in vain: it is tried again, charged to nobody.
+    pub fn is_go_void(&self) -> bool {
+        matches!(self, Self::Infra { reason, .. } if reason == GO_VOID)
     }
 
     /// Whether the user's `retry` rule sees it (promise 5): the user's failures and no others.

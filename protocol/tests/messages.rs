@@ -51,7 +51,7 @@ variants! {
     heartbeat: HeartbeatMessage { Heartbeat, Tick }
     stream: Stream { Stdout, Stderr }
     ending: Ending { Newline, Split, Eof }
-    control: Control { Abandon, Cancel, Settled, Sync, Resend, Stored, Release, RemoveSnapshot, Refused }
+    control: Control { Abandon, Go, Heard, Cancel, Settled, Sync, Resend, Stored, Release, RemoveSnapshot, Refused }
 }
 
 /// The type and the text of every example.

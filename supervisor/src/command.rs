@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use longshore_supervisor::wire::{
-    CannotStart, Ended, EndedBy, Exit, Offsets, Progress, Run, State, Status, Stop, Stream, Usage, Whose,
+    CannotStart, Ended, EndedBy, Exit, Lease, Offsets, Progress, Run, State, Status, Stop, Stream, Usage, Whose,
 };
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -40,7 +40,11 @@ pub(crate) struct Command {
     pid: u32,
     started_ms: u64,
     /// P17: until when it may run by itself.
-    pub(crate) limit_at_ms: u64,
+    limit_at_ms: u64,
+    /// P18: until when it may run at all. `None` also once that has ended it.
+    lease: Option<Lease>,
+    /// When one of the two ended it.
+    timed_out_ms: Option<u64>,
     /// From TERM to KILL; after it, when to try again.
     kill_at_ms: Option<u64>,
     killed: bool,
@@ -85,6 +89,8 @@ impl Command {
             pid,
             started_ms: now,
             limit_at_ms: now.saturating_add(run.limit_ms),
+            lease: run.lease,
+            timed_out_ms: None,
             kill_at_ms: None,
             killed: false,
             by: EndedBy::Itself,
@@ -139,14 +145,24 @@ impl Command {
 
     /// TERM to all at once, KILL to all after the grace.
     pub(crate) fn stop(&mut self, stop: &Stop) {
+        self.terminate(EndedBy::Stopped, clock::boot_ms().saturating_add(stop.grace_ms), stop.grace_ms);
+    }
+
+    /// P18: its worker is believed for longer.
+    pub(crate) fn extend(&mut self, dead_by_ms: u64) {
+        if let Some(lease) = &mut self.lease {
+            lease.dead_by_ms = lease.dead_by_ms.max(dead_by_ms);
+        }
+    }
+
+    fn terminate(&mut self, by: EndedBy, kill_at_ms: u64, grace_ms: u64) {
         if self.main.is_some() || self.killed {
             return;
         }
-        let kill_at_ms = clock::boot_ms().saturating_add(stop.grace_ms);
         if self.by == EndedBy::Itself {
-            self.by = EndedBy::Stopped;
+            self.by = by;
         }
-        if self.kill_at_ms.is_none() && stop.grace_ms > 0 {
+        if self.kill_at_ms.is_none() && grace_ms > 0 {
             sys::signal_all(libc::SIGTERM);
         }
         self.kill_at_ms = Some(self.kill_at_ms.map_or(kill_at_ms, |known| known.min(kill_at_ms)));
@@ -181,22 +197,36 @@ impl Command {
         if self.main.is_some() {
             return None;
         }
-        let limit_at_ms = if self.killed { u64::MAX } else { self.limit_at_ms };
-        Some(self.kill_at_ms.map_or(limit_at_ms, |kill_at| kill_at.min(limit_at_ms)))
+        let own = [Some(self.limit_at_ms), self.lease.map(|lease| lease.term_at_ms())];
+        let own = own.into_iter().flatten().filter(|_| !self.killed);
+        own.chain(self.kill_at_ms).min()
+    }
+
+    /// What is due of the deadlines.
+    fn keep_time(&mut self, now_ms: u64) {
+        if let Some(lease) = self.lease.filter(|lease| now_ms >= lease.term_at_ms()) {
+            // P18: from here on nothing lengthens it.
+            self.lease = None;
+            self.timed_out_ms.get_or_insert(now_ms);
+            self.terminate(EndedBy::Lease, lease.dead_by_ms, lease.grace_ms);
+        }
+        let limited = !self.killed && now_ms >= self.limit_at_ms;
+        if limited || self.kill_at_ms.is_some_and(|at| now_ms >= at) {
+            // P17. A worker that is there would have stopped it before.
+            if self.by == EndedBy::Itself {
+                self.by = EndedBy::Limit;
+                self.timed_out_ms.get_or_insert(now_ms);
+            }
+            sys::signal_all(libc::SIGKILL);
+            self.killed = true;
+            self.kill_at_ms = Some(now_ms + KILL_AGAIN_MS);
+        }
     }
 
     /// What time and the ends of processes bring about. Every child that has ended was reaped before this.
     pub(crate) fn settle(&mut self, now_ms: u64, oom: &OomCounter) {
         if self.main.is_none() {
-            if self.deadline_ms().is_some_and(|at| now_ms >= at) {
-                // P17. A worker that is there would have stopped it before.
-                if self.by == EndedBy::Itself {
-                    self.by = EndedBy::Limit;
-                }
-                sys::signal_all(libc::SIGKILL);
-                self.killed = true;
-                self.kill_at_ms = Some(now_ms + KILL_AGAIN_MS);
-            }
+            self.keep_time(now_ms);
             return;
         }
         if !self.alone {
@@ -217,9 +247,9 @@ impl Command {
         }
     }
 
-    /// P17: the limit ended it. If no worker does anything about it until then, there is none that works.
+    /// P17: its time ended it. If no worker does anything about it until then, there is none that works.
     pub(crate) fn forsaken_at_ms(&self, orphan_ms: u64) -> Option<u64> {
-        (self.by == EndedBy::Limit).then(|| self.limit_at_ms.saturating_add(orphan_ms))
+        self.timed_out_ms.map(|at| at.saturating_add(orphan_ms))
     }
 
     /// For a new connection.

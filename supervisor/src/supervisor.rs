@@ -246,6 +246,11 @@ impl Supervisor {
                     command.sources[1].ring.ack(acked.upto.stderr);
                 }
             }
+            ToSupervisor::Extend(extend) => {
+                if let Some(command) = self.command.as_mut().filter(|command| command.id == extend.id) {
+                    command.extend(extend.dead_by_ms);
+                }
+            }
             ToSupervisor::Stop(stop) => {
                 if let Some(command) = self.command.as_mut().filter(|command| command.id == stop.id) {
                     command.stop(&stop);
@@ -288,6 +293,9 @@ impl Supervisor {
             Some("another command runs here")
         } else if !self.clean {
             Some("the container was not cleaned since its last command")
+        } else if run.lease.is_some_and(|lease| clock::boot_ms() >= lease.term_at_ms()) {
+            // P18: whoever asked may have been stopped between its own look at the clock and this.
+            Some("its lease has ended")
         } else {
             None
         };

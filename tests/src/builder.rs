@@ -27,6 +27,7 @@ struct Wanted {
     slots: u32,
     args: Vec<String>,
     place: Option<Place>,
+    amqp: Option<String>,
 }
 
 impl FleetBuilder {
@@ -41,7 +42,7 @@ impl FleetBuilder {
     #[must_use]
     pub fn worker_at(mut self, name: &str, docker: &str, slots: u32) -> Self {
         let (name, docker) = (name.to_owned(), docker.to_owned());
-        self.workers.push(Wanted { name, docker, slots, args: Vec::new(), place: None });
+        self.workers.push(Wanted { name, docker, slots, args: Vec::new(), place: None, amqp: None });
         self
     }
 
@@ -66,6 +67,16 @@ impl FleetBuilder {
         self
     }
 
+    /// The worker that was named last reaches the broker by this address.
+    ///
+    /// # Panics
+    /// If none was.
+    #[must_use]
+    pub fn through(mut self, uri: &str) -> Self {
+        self.workers.last_mut().expect("a worker is named before its way").amqp = Some(uri.to_owned());
+        self
+    }
+
     /// On another broker than the tests' common one.
     #[must_use]
     pub fn amqp(mut self, uri: &str) -> Self {
@@ -87,9 +98,9 @@ impl FleetBuilder {
     pub fn prepare(self) -> Fleet {
         let dir = tempfile::tempdir().expect("a directory");
         let workers = self.workers.into_iter().map(|wanted| {
-            let Wanted { name, docker, slots, args, place } = wanted;
+            let Wanted { name, docker, slots, args, place, amqp } = wanted;
             let state = dir.path().join(&name);
-            (name, Member { docker, state, slots, metrics: free_address(), args, place, process: None })
+            (name, Member { docker, state, slots, metrics: free_address(), args, place, amqp, process: None })
         });
         Fleet {
             prefix: format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),

@@ -37,6 +37,8 @@ pub(crate) struct Member {
     pub(crate) metrics: String,
     pub(crate) args: Vec<String>,
     pub(crate) place: Option<Place>,
+    /// Another way to the broker than the fleet's.
+    pub(crate) amqp: Option<String>,
     pub(crate) process: Option<Process>,
 }
 
@@ -148,7 +150,8 @@ impl Fleet {
     /// # Panics
     /// If there is none of that name.
     pub fn spawn_worker(&mut self, name: &str) {
-        let common = self.common();
+        let amqp = self.workers.get(name).and_then(|member| member.amqp.clone());
+        let common = self.common_through(amqp.as_deref().unwrap_or(&self.amqp));
         let coordinator = format!("http://{}", self.address);
         let member = self.workers.get_mut(name).expect("a worker of this fleet");
         let args = [
@@ -352,7 +355,11 @@ impl Fleet {
     }
 
     fn common(&self) -> Vec<String> {
+        self.common_through(&self.amqp)
+    }
+
+    fn common_through(&self, amqp: &str) -> Vec<String> {
         let lease = self.lease_secs.to_string();
-        ["--amqp", &self.amqp, "--prefix", &self.prefix, "--lease", &lease].map(str::to_owned).to_vec()
+        ["--amqp", amqp, "--prefix", &self.prefix, "--lease", &lease].map(str::to_owned).to_vec()
     }
 }

@@ -16,9 +16,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::blocking::blocking;
+use crate::clock::Boot;
 use crate::disk::Disk;
 use crate::disk::log::{Durable, RecordLog};
 use crate::disk::records::{AttemptKey, Ended, Entry, Open, Parked, claim_of};
+use crate::exclusive::Leased;
 
 /// Why an attempt is stopped before its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,8 @@ pub(crate) struct Handle {
     pub(crate) spool: PathBuf,
     pub(crate) spooled: watch::Sender<Spooled>,
     pub(crate) stop: Stop,
+    /// P18
+    pub(crate) leased: watch::Sender<Leased>,
     /// The record is gone: whoever still sends its output may stop.
     pub(crate) forgotten: CancellationToken,
 }
@@ -95,6 +99,7 @@ struct Held {
     wants: Option<AttemptKey>,
     stop: watch::Sender<Option<StopReason>>,
     spooled: watch::Sender<Spooled>,
+    leased: watch::Sender<Leased>,
     forgotten: CancellationToken,
 }
 
@@ -159,6 +164,7 @@ impl Attempts {
     fn hold(&self, record: AttemptRecord, wants: Option<AttemptKey>, spooled: Spooled) -> Handle {
         let (stop, stopped) = watch::channel(None);
         let spooled = watch::Sender::new(spooled);
+        let leased = watch::Sender::default();
         let forgotten = CancellationToken::new();
         let key = AttemptKey::of(&record.claim);
         let handle = Handle {
@@ -167,9 +173,10 @@ impl Attempts {
             spool: self.disk.spool_path(key),
             spooled: spooled.clone(),
             stop: Stop(stopped),
+            leased: leased.clone(),
             forgotten: forgotten.clone(),
         };
-        self.lock().held.insert(key, Held { record, wants, stop, spooled, forgotten });
+        self.lock().held.insert(key, Held { record, wants, stop, spooled, leased, forgotten });
         handle
     }
 
@@ -285,6 +292,20 @@ impl Attempts {
                 let Offsets { stdout, stderr } = spooled.stored;
                 spooled.stored = Offsets { stdout: stdout.max(stored.stdout), stderr: stderr.max(stored.stderr) };
             });
+        }
+    }
+
+    /// P18: what is known of how long an attempt is its worker's.
+    pub(crate) fn leased(&self, key: AttemptKey, change: impl FnOnce(&mut Leased)) {
+        if let Some(held) = self.lock().held.get(&key) {
+            held.leased.send_modify(change);
+        }
+    }
+
+    /// P18: all that was adopted is about to be told.
+    pub(crate) fn ask_all(&self, now: Boot) {
+        for held in self.lock().held.values() {
+            held.leased.send_modify(|leased| leased.ask(now));
         }
     }
 

@@ -20,6 +20,7 @@ use longshore_protocol::{Shard, wire};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::attempts::{Handle, StopReason};
+use crate::clock::Boot;
 use crate::context::Context;
 use crate::disk::records::claim_of;
 use crate::engine::Engine;
@@ -255,6 +256,7 @@ async fn claim<B: Broker, E: Engine>(context: &Context<B, E>, delivery: &Deliver
         // It came into the table behind those that were told.
         let _ = context.attempts.stop(attempt.key, StopReason::Shutdown);
     }
+    attempt.leased.send_modify(|leased| leased.ask(Boot::now())); // P18: before it is sent
     let accepted = context.reporter.send(Event::Accepted(claim_of(&job))).await;
     tokio::select! {
         Ok(()) = accepted => {

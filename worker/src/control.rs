@@ -11,10 +11,12 @@ use tokio::sync::mpsc;
 
 use crate::attempts::StopReason;
 use crate::blocking::blocking;
+use crate::clock::Boot;
 use crate::context::Context;
 use crate::disk::records::AttemptKey;
 use crate::engine::Engine;
 use crate::error::WorkerError;
+use crate::exclusive::Leased;
 use crate::metrics::FENCED;
 use crate::{parked, snapshot};
 
@@ -104,6 +106,16 @@ async fn obey<B: Broker, E: Engine>(
     }
     match control {
         Control::Abandon { claim } => abandon(context, removals, &claim).await,
+        Control::Go { claim } => {
+            let lease = context.config.lease;
+            context.attempts.leased(AttemptKey::of(&claim), |leased| leased.go(Boot::now(), lease));
+        }
+        Control::Heard { stamp_ms, claims } => {
+            for claim in claims {
+                let heard = |leased: &mut Leased| leased.heard(Boot(stamp_ms), Boot::now());
+                context.attempts.leased(AttemptKey::of(&claim), heard);
+            }
+        }
         Control::Cancel { claim, by } => {
             // One that is over is left as it is, one that is not here was never accepted or is settled.
             let _ = context.attempts.stop(AttemptKey::of(&claim), StopReason::Cancelled(by));

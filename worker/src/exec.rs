@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::attempts::{Spooled, StopReason};
 use crate::clock::{now_ms, since_ms};
 use crate::context::Context;
-use crate::engine::{Engine, EngineError, Exit, ExitStatus, Running};
+use crate::engine::{CommandSpec, Engine, EngineError, Exit, ExitStatus, Running};
+use crate::exclusive;
 use crate::job::{End, Task};
 use crate::metrics::{PHASE_SECONDS, QUEUE_TO_START_SECONDS};
 
@@ -38,7 +39,11 @@ pub(crate) async fn exec<B: Broker, E: Engine>(context: &Context<B, E>, task: &m
     if let Some(reason) = task.attempt.stop.reason() {
         return End::stopped(reason, InfraStage::Exec);
     }
-    let command = task.command();
+    let lease = match exclusive::cleared(context, task).await {
+        Ok(lease) => lease,
+        Err(end) => return end,
+    };
+    let command = CommandSpec { lease, ..task.command() };
     // Not tried again: it may have started although no answer came.
     let started = if task.supervised {
         // Under 1 ms, and the Engine has nothing to do with it.
@@ -96,11 +101,22 @@ pub(crate) async fn follow<B: Broker, E: Engine>(
         let ((), watched) = tokio::join!(told, watch(context, watching, exit, &enough, &over));
         Ok(watched)
     };
+    let (container, leased) = (task.container.clone(), task.attempt.leased.subscribe());
+    let extended = async {
+        if task.job.spec.exclusive {
+            exclusive::extend(context, &container, leased).await;
+        }
+        std::future::pending().await
+    };
     // The output is taken for as long as the command runs, also while it is being stopped. A spool that fails ends
     // it: what it goes on to write would be lost.
     let waits = task.supervised.then_some(&over);
     let spooled = task.spool.drain(output, &read, waits, enough.clone());
-    let both = tokio::try_join!(watched, spooled);
+    let both = tokio::select! {
+        biased;
+        both = async { tokio::try_join!(watched, spooled) } => both,
+        never = extended => never,
+    };
     let took = began.elapsed();
     let (ended, may_run) = match both {
         Ok((watched, ())) => watched,
@@ -231,6 +247,9 @@ fn started(task: &Task, ran: Duration) -> Started {
 /// Promise 2: an exit code is one that the kernel reported; whatever else is the fleet's fault. What ran past its time
 /// was timed out, whoever ended it: this worker, or its supervisor while the worker was away (P17).
 fn outcome(exit: Exit, limit: Duration) -> Outcome {
+    if exit.out_of_lease {
+        return exclusive::out_of_lease(); // P18
+    }
     if exit.ran.is_some_and(|ran| ran >= limit) {
         return Outcome::TimedOut;
     }
@@ -257,7 +276,10 @@ mod tests {
     fn an_outcome_is_what_the_kernel_said_and_how_long_it_took() {
         let limit = Duration::from_secs(10);
         let of = |status, oom_killed, ran: Option<u64>| {
-            outcome(Exit { status, oom_killed, ran: ran.map(Duration::from_secs), usage: None }, limit)
+            outcome(
+                Exit { status, oom_killed, ran: ran.map(Duration::from_secs), usage: None, out_of_lease: false },
+                limit,
+            )
         };
         assert_eq!(of(Code(0), false, Some(9)), Outcome::Passed);
         assert_eq!(of(Code(0), true, None), Outcome::Passed, "a child of it was killed, and it coped");

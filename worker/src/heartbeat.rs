@@ -8,6 +8,7 @@ use longshore_protocol::{Shard, wire};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::clock::Boot;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::metrics::{BROKER_CONNECTED, HEARTBEATS_DROPPED, SLOTS_FREE};
@@ -44,6 +45,7 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, disk_
 }
 
 fn messages<B: Broker, E: Engine>(context: &Context<B, E>, disk_free_bytes: Option<u64>) -> Vec<Outgoing> {
+    let Boot(stamp_ms) = Boot::now(); // P18: before it is sent, and before what it lists is looked at
     // P7: the number first. An attempt is in the table before its `accepted` has a number, so whatever has a number
     // up to this one is listed below, or was settled or abandoned by the coordinator itself.
     let last_event = context.reporter.last_sent();
@@ -57,6 +59,7 @@ fn messages<B: Broker, E: Engine>(context: &Context<B, E>, disk_free_bytes: Opti
         attempts: context.attempts.records(),
         snapshots: context.snapshots.all(),
         parked: context.parked.claims(),
+        stamp_ms,
         last_event,
         disk_free_bytes,
     }));

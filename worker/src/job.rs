@@ -21,7 +21,7 @@ use crate::engine::{Cleaned, CommandSpec, ContainerName, Engine, Running};
 use crate::metrics::{PHASE_SECONDS, STEPS};
 use crate::output::{Bounds, Spool};
 use crate::prepare::{self, Prepared};
-use crate::{exec, parked, snapshot, tidy};
+use crate::{exclusive, exec, parked, snapshot, tidy};
 
 /// How long an attempt whose Engine went away waits for it, so that nothing of it runs any more when it is reported
 /// (P11): a restart of dockerd takes some seconds. Beyond that another host is worth more; the fence makes whatever
@@ -121,6 +121,7 @@ impl Task {
             workdir: spec.workdir.clone(),
             user: spec.user.clone(),
             limit: Duration::from_millis(spec.timeout_ms.saturating_add(spec.grace_ms)) + LIMIT_SLACK,
+            lease: None,
         }
     }
 
@@ -177,7 +178,7 @@ pub(crate) async fn carry_out<B: Broker, E: Engine>(
         Err(error) => {
             let outcome = Outcome::infra(InfraStage::Prepare, format!("the worker's disk: {error}"));
             // P10: an adopted one may have a container.
-            tidy::remove(&context, &container_of(&entrance).unwrap_or(container)).await;
+            exclusive::remove(&context, &job, &container_of(&entrance).unwrap_or(container)).await;
             let finished = finished(&attempt, End::of(outcome), Phases::default(), Offsets::default());
             tell(&context, &attempt, finished, None).await;
         }
@@ -217,7 +218,8 @@ async fn run<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task, ent
         }
         Entrance::Lost { reason } => {
             task.note(&reason).await;
-            return End::infra(InfraStage::Exec, reason);
+            // It was removed, if the Engine answered.
+            return End { may_run: task.job.spec.exclusive, ..End::infra(InfraStage::Exec, reason) };
         }
     };
     snapshot::snapshot(context, task, end).await
@@ -264,7 +266,7 @@ async fn report<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, mut task: Ta
         if end.may_run {
             let _ = tokio::time::timeout(ENGINE_RETURN_MAX, context.engine_back()).await;
         }
-        tidy::remove(context, &task.container).await;
+        exclusive::remove(context, &task.job, &task.container).await;
     }
     if stop == Some(StopReason::Abandoned) {
         context.attempts.forget(task.attempt.key).await;

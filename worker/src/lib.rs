@@ -11,7 +11,7 @@
 //! [`job`] shows prepare → exec → snapshot → report on one screen. Output takes a way of its own: [`output`] cuts it
 //! into [`lines`] and spools it (P16), [`pump`] sends what is spooled (P14).
 //!
-//! Around them: [`attempts`] those the worker speaks for, [`parked`] the containers in which children can go on (P19),
+//! Around them: [`attempts`] those the worker speaks for, `exclusive` when one may start and how long it may run (P18), [`parked`] the containers in which children can go on (P19),
 //! [`tidy`] what is done behind a step, [`disk`] what must survive a crash, [`adopt`] what a predecessor left (P10) and
 //! [`sweep`] what of it nobody speaks for, [`heartbeat`] what is (P7), [`control`] what should be (P22), [`probe`] whether the Engine answers,
 //! [`retry`] what is tried again, [`blobs`] where sources come from, [`metrics`] and [`http`] for whoever watches, and
@@ -30,6 +30,7 @@ pub mod control;
 pub mod disk;
 pub mod engine;
 pub mod error;
+mod exclusive;
 pub mod exec;
 pub mod gates;
 pub mod heartbeat;
@@ -49,6 +50,7 @@ pub mod sweep;
 pub mod tidy;
 pub mod worker;
 
+pub use clock::Boot;
 pub use config::{BlobSource, Config};
 pub use error::WorkerError;
 pub use metrics::{BUCKETS, METRICS};

@@ -13,6 +13,7 @@ use crate::attempts::{Stop, StopReason};
 use crate::context::Context;
 use crate::disk::records::{AttemptKey, Parked};
 use crate::engine::{ContainerName, ContainerSpec, Created, Engine, EngineError};
+use crate::exclusive;
 use crate::job::{End, Task, phase_ended};
 use crate::metrics::{IMAGE_PULLS, PARENTS};
 use crate::parked::{self, Taken};
@@ -64,6 +65,7 @@ async fn ended<T>(task: &mut Task, began: Instant, prepared: Result<T, End>) -> 
 async fn carry_out<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task) -> Result<Prepared, End> {
     let mut stop = task.attempt.stop.clone();
     stopped(&stop)?;
+    exclusive::possible(context, &task.job).await?;
     if let Keep::Cached { id } = &task.job.keep {
         let call = || context.engine.snapshot_exists(id);
         if context.retrying("snapshot_exists", call).await.map_err(infra)? {
@@ -213,6 +215,10 @@ pub(crate) fn environment(job: &Job) -> Vec<(String, String)> {
     ];
     let mut all: IndexMap<String, String> = ours.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
     all.extend(job.spec.env.clone());
+    if job.spec.exclusive {
+        // P18: last, because what trusts it must not be told another one.
+        all.insert("LONGSHORE_FENCE".to_owned(), job.attempt.to_string());
+    }
     all.into_iter().collect()
 }
 

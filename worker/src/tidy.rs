@@ -77,20 +77,29 @@ impl Tidying {
     }
 }
 
-/// Removes a container. One that cannot be removed now is left to the sweep.
-pub(crate) async fn remove<B: Broker, E: Engine>(context: &Context<B, E>, container: &ContainerName) {
+/// Removes a container; whether it is gone now. One that cannot be removed now is left to the sweep.
+pub(crate) async fn remove<B: Broker, E: Engine>(context: &Context<B, E>, container: &ContainerName) -> bool {
     context.tidying.lock().remove(container);
     let began = Instant::now();
     match context.retrying("remove_container", || context.engine.destroy(container)).await {
         Ok(()) | Err(EngineError::Gone { .. }) => {
             metrics::histogram!(PHASE_SECONDS, "phase" => "remove").record(began.elapsed());
+            true
         }
-        Err(error) => tracing::warn!(%container, %error, "a container could not be removed yet"),
+        Err(error) => {
+            tracing::warn!(%container, %error, "a container could not be removed yet");
+            false
+        }
     }
 }
 
 /// Removes a container behind its step.
 pub(crate) async fn remove_later<B: Broker, E: Engine>(context: &Arc<Context<B, E>>, container: ContainerName) {
     let removing = Arc::clone(context);
-    context.tidying.later(async move { remove(&removing, &container).await }).await;
+    context
+        .tidying
+        .later(async move {
+            remove(&removing, &container).await;
+        })
+        .await;
 }

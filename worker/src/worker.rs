@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempts::StopReason;
 use crate::blocking::blocking;
+use crate::clock::Boot;
 use crate::config::Config;
 use crate::context::{Context, Who};
 use crate::disk::Disk;
@@ -153,6 +154,7 @@ async fn begin<B: Broker, E: Engine>(
     let left = adopt::take_over(context, &left).await;
     sweep::sweep(context).await;
     probe::list_snapshots(context).await;
+    context.attempts.ask_all(Boot::now()); // P18: `hello` lists them, and is sent after this
     let hello = context.reporter.send(Event::Hello(hello(context))).await;
     adopt::go_on(context, left).await;
     // Fewer may be parked than before.

@@ -97,6 +97,7 @@ suite!(
     direct: true,
     commands::direct_detaching_holds_no_output_up,
     commands::direct_containers_are_used_once,
+    commands::p18_direct_commands_have_no_lease,
 );
 
 suite!(
@@ -114,6 +115,9 @@ suite!(
     between::limits_are_changed_in_place,
     between::p16_a_command_blocks_behind_what_is_not_acknowledged,
     between::p17_a_command_past_its_limit_is_ended_by_its_supervisor,
+    between::p18_a_command_is_ended_before_its_lease_is,
+    between::p18_a_lease_is_extended_and_never_shortened,
+    between::p18_nothing_starts_behind_its_lease,
     between::what_is_not_there_is_told_as_gone,
     adoption::p10_a_command_is_adopted_in_the_middle_of_its_output,
     adoption::p16_an_exit_that_nobody_heard_is_found,
@@ -121,4 +125,5 @@ suite!(
     adoption::p10_an_idle_container_is_adopted,
     adoption::p10_what_is_gone_is_not_adopted,
     adoption::p17_a_command_past_its_limit_ends_without_its_worker,
+    adoption::p18_a_lease_ends_without_a_worker,
 );

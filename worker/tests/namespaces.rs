@@ -138,6 +138,7 @@ fn sh(script: &str) -> CommandSpec {
         workdir: None,
         user: None,
         limit: Duration::from_mins(2),
+        lease: None,
     }
 }
 

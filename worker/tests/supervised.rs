@@ -120,6 +120,7 @@ fn command(argv: &[&str]) -> CommandSpec {
         workdir: None,
         user: None,
         limit: Duration::from_mins(2),
+        lease: None,
     }
 }
 

@@ -18,7 +18,10 @@ impl Core {
     pub(super) fn beat(&mut self, heartbeat: &Heartbeat, now: Millis, out: &mut Step) {
         let speech = Speech { worker: &heartbeat.worker, incarnation: heartbeat.incarnation, number: 0 };
         match self.speaker(speech.worker, speech.incarnation) {
-            Speaker::Current => self.beat_current(speech, heartbeat, now, out),
+            Speaker::Current => {
+                self.beat_current(speech, heartbeat, now, out);
+                self.answer(speech, heartbeat, out); // P18: the lease has begun anew
+            }
             Speaker::New => self.beat_new(speech, heartbeat, out),
             Speaker::Old => out.fenced.push(Fenced::Incarnation),
             Speaker::Clone => Self::refuse(speech, out),

@@ -203,6 +203,8 @@ fn keep_of(run: &Run, index: usize) -> Keep {
         (None, SnapshotRule::Always) => Keep::Always,
         (None, SnapshotRule::Auto) => match run.steps[of].children {
             0 => Keep::Nothing,
+            // P18: what only stands in a container may be lost, and would have to be made again.
+            _ if planned.spec.exclusive => Keep::Snapshot,
             1 if only_child_goes_on(run, of) => Keep::Live,
             _ => Keep::Snapshot,
         },

@@ -272,6 +272,8 @@ pub enum RetryCause {
     Lineage,
     /// Its worker was told to end before it was over: uncharged.
     HandedBack,
+    /// It is exclusive, and no `go` came in time: it never began, uncharged (P18).
+    GoVoid,
 }
 
 /// What is missing at a log's end.

@@ -287,6 +287,9 @@ impl State {
             // P20: it charges nobody. What bounds it is how often its parent's files are made again.
             RetryCause::Lineage => (None, last.missed_its_base()),
             RetryCause::HandedBack => (None, outcome.is_some_and(|outcome| outcome.is_handed_back())),
+            RetryCause::GoVoid => {
+                (Some(&mut step.charged.gone), outcome.is_some_and(|outcome| outcome.is_go_void())) // P18
+            }
         };
         ensure(fits, "the attempt did not end that way")?; // promise 5
         if let Some(charge) = charge {

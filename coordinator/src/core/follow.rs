@@ -75,6 +75,7 @@ impl Core {
             None => (RetryCause::Gone, true),
             Some(_) if attempt.missed_its_base() => (RetryCause::Lineage, true),
             Some(outcome) if outcome.is_handed_back() => (RetryCause::HandedBack, true),
+            Some(outcome) if outcome.is_go_void() => (RetryCause::GoVoid, true), // P18
             Some(outcome) if is_broken_lineage(outcome) => (RetryCause::Infra, false),
             // Another try would wait as long.
             Some(Outcome::Infra { stage: InfraStage::Queue, .. }) => (RetryCause::Infra, false),
@@ -91,8 +92,9 @@ impl Core {
                 let (execution, attempt) = (step.execution, step.last());
                 let wait = match cause {
                     RetryCause::Infra => self.config.backoff(execution, attempt, charged.infra + 1),
-                    // Not at once: a queue that does not exist would return the next job as fast.
-                    RetryCause::Gone => self.config.backoff(execution, attempt, charged.gone + 1),
+                    // Not at once: a queue that does not exist would return the next job as fast; and where a `go` takes
+                    // too long, so does everything else.
+                    RetryCause::Gone | RetryCause::GoVoid => self.config.backoff(execution, attempt, charged.gone + 1),
                     RetryCause::User => {
                         let first = rule.map_or(0, |rule| rule.backoff_ms);
                         users_backoff(first, execution, attempt, charged.user + 1)

@@ -142,9 +142,12 @@ impl Core {
     fn accepted(&mut self, speech: Speech, claim: &Claim, now: Millis, out: &mut Step) {
         match self.state.standing(speech.worker, claim) {
             Standing::Ownerless(key) => {
-                self.own(speech, key, now, out);
+                if self.own(speech, key, now, out) {
+                    self.go(speech, key, out);
+                }
             }
-            Standing::Owner(_) | Standing::Finisher(_) => {}
+            Standing::Owner(key) => self.go(speech, key, out), // P18: a heartbeat may have made it the owner
+            Standing::Finisher(_) => {}
             Standing::Stale | Standing::Unknown => Self::abandon(speech, claim, Fenced::Accepted, out),
         }
     }
@@ -221,6 +224,9 @@ impl Core {
         } else if let Some(by) = self.state.runs[&key.run].cancelled_by(key.step) {
             // It was told so before; a restart since then would have made it forget.
             Self::tell(speech.worker, speech.incarnation, Control::Cancel { claim: claim.clone(), by }, out);
+        } else if record.phase == Phase::Preparing {
+            // P18
+            if speech.number == 0 { self.go_again(speech, key, now, out) } else { self.go(speech, key, out) }
         }
     }
 

@@ -23,13 +23,9 @@ impl Try {
     /// for people.
     pub(super) fn missed_its_base(&self) -> bool {
         let sent_after = matches!(self.base, Some(Origin::Parent { .. } | Origin::Snapshot { .. }));
-        let said = |reason: &str| {
-            let rest = reason.strip_prefix(SNAPSHOT_LOST);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
-        };
         match &self.end {
             Some(End::Finished { outcome: Outcome::Infra { stage: InfraStage::Prepare, reason }, .. }) => {
-                sent_after && said(reason)
+                sent_after && says(reason, SNAPSHOT_LOST)
             }
             _ => false,
         }
@@ -38,7 +34,13 @@ impl Try {
 
 /// The end of a step whose parent's files could not be made again: no try would find them.
 pub(super) fn is_broken_lineage(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Infra { stage: InfraStage::Prepare, reason } if reason == LINEAGE)
+    matches!(outcome, Outcome::Infra { stage: InfraStage::Prepare, reason } if says(reason, LINEAGE))
+}
+
+/// Whether a reason is this word. What stands behind it is for people.
+fn says(reason: &str, word: &str) -> bool {
+    let rest = reason.strip_prefix(word);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
 }
 
 /// The steps that wait for nothing but what another left.
@@ -69,6 +71,13 @@ impl Core {
         let step = &run.steps[parent];
         if run.remake_under_way(parent).is_some() {
             return; // the child is looked at again when that is settled
+        }
+        if run.planned(parent).spec.exclusive {
+            // P18: it is never made again.
+            let (name, lost) = (&run.planned(parent).name, step.lost.as_deref().unwrap_or("it is lost"));
+            let reason = format!("{LINEAGE}: {name} is exclusive, so what it left is not made again: {lost}");
+            self.end_before_begin(id, child, reason, now, out);
+            return;
         }
         if step.broken || step.remakes.len() >= self.config.remakes_max as usize {
             self.end_before_begin(id, child, LINEAGE.to_owned(), now, out);

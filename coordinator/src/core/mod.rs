@@ -4,7 +4,8 @@
 //!
 //! * `decide`, from [`Core::apply`]: an [`Input`](input::Input) (a worker's event, a heartbeat, a tick, a user's
 //!   wish) becomes journal [entries](entry::Entry): stale ones are fenced here. `hear` is for events (P5, P9 to
-//!   P12), `beat` for heartbeats and ticks (P6 to P8), `output` for logs (P14);
+//!   P12), `beat` for heartbeats and ticks (P6 to P8), `exclusive` for what is said to owners of exclusive attempts
+//!   (P18), `output` for logs (P14);
 //! * `state`, the fold of the journal: [`State::apply`] (in `fold`) changes it by one entry and rejects an entry
 //!   that cannot follow: replay and live run the same function;
 //! * `follow`: looks at what changed and adds what follows from it (settle, retry, skip; `dispatch`), as entries
@@ -28,6 +29,7 @@ mod decide;
 mod dispatch;
 pub mod effect;
 pub mod entry;
+mod exclusive;
 mod fleet;
 mod fold;
 mod follow;

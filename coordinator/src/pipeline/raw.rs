@@ -139,6 +139,9 @@ pub(super) struct RawStep {
     pub(super) shell: Option<Vec<String>>,
     /// Whether the step is started and finished although another one failed; `false` if not given.
     pub(super) keep_going: Option<bool>,
+    /// Whether the step must never run twice at once, as a deployment must not: it is ended before its host is given up.
+    /// `false` if not given.
+    pub(super) exclusive: Option<bool>,
 }
 
 /// A directory of the submitter's.

@@ -153,6 +153,9 @@ fn with(step: &PlannedStep) -> String {
     if step.keep_going {
         words.push("keep going".to_owned());
     }
+    if spec.exclusive {
+        words.push("exclusive".to_owned());
+    }
     words.join(", ")
 }
 

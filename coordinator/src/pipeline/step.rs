@@ -278,6 +278,7 @@ impl Resolver<'_> {
             timeout_ms: timeout_ms?,
             grace_ms: GRACE_MS,
             output_max: output_max?,
+            exclusive: step.exclusive.unwrap_or_default(),
             resources: resources?,
             network: step.network.or(defaults.network).unwrap_or_default(),
             pool: pool?,

@@ -156,6 +156,7 @@ impl Bench {
             attempts,
             snapshots: host.snapshots.clone(),
             parked: host.parked.clone(),
+            stamp_ms: 0,
             last_event: host.number,
             disk_free_bytes: None,
         }
@@ -316,6 +317,7 @@ pub(crate) fn plain(name: &str) -> PlannedStep {
             timeout_ms: 1_000,
             grace_ms: 1_000,
             output_max: None,
+            exclusive: false,
             resources: Resources::default(),
             network: Network::default(),
             pool: PoolName::default(),

@@ -6,6 +6,7 @@
 mod bench;
 mod checkpoints;
 mod claims;
+mod exclusive;
 mod fair_share;
 mod groups;
 mod leases;

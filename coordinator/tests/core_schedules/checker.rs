@@ -187,6 +187,7 @@ impl Checker {
                     RetryCause::User => "user",
                     RetryCause::Lineage => "lineage",
                     RetryCause::HandedBack => "handed_back",
+                    RetryCause::GoVoid => "go_void",
                 };
                 let step = self.steps.get_mut(execution).unwrap();
                 *step.retried.entry(cause).or_default() += 1;
@@ -261,6 +262,9 @@ impl Checker {
         match (end, &attempt.owner) {
             (End::Finished { outcome, output, snapshot, parked, .. }, Some(owner)) => {
                 step.last_end = Some(outcome.clone());
+                // P18: what is kept is not lost with a container.
+                let committed = snapshot.is_some() || !*parked;
+                assert!(committed || !step.planned.spec.exclusive, "an exclusive step's files are in a container only");
                 if outcome.is_passed() && (snapshot.is_some() || *parked) {
                     step.left = Some(LeftBehind {
                         of,
@@ -293,7 +297,8 @@ impl Checker {
                 assert!(outcome.is_infra());
                 step.last_end = Some(outcome.clone());
                 assert!(!self.faultless, "{outcome} without a fault");
-                if *outcome == Outcome::infra(InfraStage::Prepare, LINEAGE) {
+                if matches!(outcome, Outcome::Infra { stage: InfraStage::Prepare, reason } if reason.starts_with(LINEAGE))
+                {
                     self.lineage_is_broken(of.0);
                     self.broken += 1;
                 }

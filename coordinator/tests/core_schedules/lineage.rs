@@ -103,6 +103,7 @@ impl Checker {
     pub(crate) fn remake_begun(&mut self, run: RunId, of: ExecutionId, remake: ExecutionId) {
         let step = &self.steps[&of];
         assert_eq!(step.settled, Some(Outcome::Passed), "what never passed is made again");
+        assert!(!step.planned.spec.exclusive, "an exclusive step is made again (P18)");
         assert!(step.left.as_ref().is_none_or(|left| left.dropped), "{:?} is there, and is made again", step.left);
         let waits = step.children.iter().any(|child| self.steps[child].settled.is_none());
         assert!(waits, "nobody waits for it");
@@ -130,7 +131,7 @@ impl Checker {
         }
     }
 
-    /// P20: only where making it again failed, or was tried often enough.
+    /// P20: only where making it again failed, or was tried often enough; or must not be tried (P18).
     pub(crate) fn lineage_is_broken(&self, child: ExecutionId) {
         let parent = self.steps[&child].parent.expect("a lineage has a parent");
         let mut remakes = self.steps.values().filter(|step| step.remake_of == Some(parent));
@@ -138,6 +139,8 @@ impl Checker {
             step.settled.as_ref().is_some_and(|end| !end.is_passed() && !matches!(end, Outcome::Cancelled { .. }))
         };
         let count = remakes.clone().count();
-        assert!(count == config().remakes_max as usize || remakes.any(failed), "nobody has tried to make it again");
+        let never = self.steps[&parent].planned.spec.exclusive;
+        let tried = count == config().remakes_max as usize || remakes.any(failed);
+        assert!(never || tried, "nobody has tried to make it again");
     }
 }

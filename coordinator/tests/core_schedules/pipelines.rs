@@ -18,6 +18,7 @@ fn spec(dice: &mut Dice) -> StepSpec {
         timeout_ms: 1_000,
         grace_ms: 1_000,
         output_max: None,
+        exclusive: dice.permille(150),
         resources: longshore_protocol::job::Resources::default(),
         network,
         pool: PoolName::default(),

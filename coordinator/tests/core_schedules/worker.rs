@@ -6,7 +6,7 @@ use longshore_protocol::control::Control;
 use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Phases};
 use longshore_protocol::heartbeat::Heartbeat;
 use longshore_protocol::job::{Job, Keep};
-use longshore_protocol::outcome::{CancelledBy, InfraStage, SNAPSHOT_LOST};
+use longshore_protocol::outcome::{CancelledBy, GO_VOID, InfraStage, SNAPSHOT_LOST};
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{Attempt, EngineId, ExecutionId, Incarnation, Outcome, PoolName, SnapshotId, WorkerId};
 
@@ -41,6 +41,8 @@ pub(crate) struct Record {
     spooled: u64,
     sent: u64,
     pub(crate) cancel: Option<CancelledBy>,
+    /// P18: it may be started. Said to this incarnation.
+    go: bool,
 }
 
 pub(crate) struct Worker {
@@ -126,6 +128,7 @@ impl Worker {
             self.wiped.extend(wiped);
         }
         for record in self.disk.values_mut() {
+            record.go = false;
             if harsh && !matches!(record.phase, Phase::Finished(_)) && dice.permille(300) {
                 let lost = Outcome::infra(InfraStage::Exec, "its container did not survive");
                 record.finish(lost, false, (None, false));
@@ -164,6 +167,7 @@ impl Worker {
             attempts: self.records(),
             snapshots: engine.snapshots.keys().cloned().collect(),
             parked: self.parked.values().map(|parked| parked.claim.clone()).collect(),
+            stamp_ms: 0,
             last_event: self.number,
             disk_free_bytes: None,
         }
@@ -184,6 +188,7 @@ impl Worker {
             spooled: 0,
             sent: 0,
             cancel: None,
+            go: false,
         };
         self.disk.insert(name(&claim), record);
         self.report(Event::Accepted(claim));
@@ -205,6 +210,10 @@ impl Worker {
         let outcome = match &record.phase {
             _ if record.cancel.is_some() && dice.permille(700) => {
                 Some(Outcome::Cancelled { by: record.cancel.clone().unwrap() })
+            }
+            // P18: until it is told to, or believes that it will not be in time.
+            Phase::Preparing if record.job.spec.exclusive && !record.go => {
+                (faults && dice.permille(50)).then(|| Outcome::infra(InfraStage::Claim, GO_VOID))
             }
             Phase::Preparing => match &record.job.keep {
                 Keep::Cached { id } if engine.snapshots.contains_key(id) => {
@@ -275,6 +284,17 @@ impl Worker {
                     record.sent = stored.stdout;
                     self.send_output(name(&claim));
                 }
+            }
+            Control::Go { claim } => {
+                if let Some(record) = self.disk.get_mut(&name(&claim)) {
+                    assert!(record.job.spec.exclusive, "P18: nobody waits for that");
+                    record.go = true;
+                }
+            }
+            // Time is not what is shown here.
+            Control::Heard { claims, .. } => {
+                let exclusive = |claim| self.disk.get(&name(claim)).is_none_or(|record| record.job.spec.exclusive);
+                assert!(claims.iter().all(exclusive), "P18: of others nobody need know");
             }
             // No log here is as long as the window.
             Control::Stored { .. } => {}

@@ -69,6 +69,7 @@ mod kind {
     pub(super) const INJECT_END: u8 = 7;
     pub(super) const CLEAN: u8 = 8;
     pub(super) const END: u8 = 9;
+    pub(super) const EXTEND: u8 = 10;
 
     pub(super) const SUPERVISOR_HELLO: u8 = 65;
     pub(super) const STARTED: u8 = 66;
@@ -229,6 +230,7 @@ impl Message for ToSupervisor {
             Self::Hello(hello) => json(kind::WORKER_HELLO, hello, out),
             Self::Run(run) => json(kind::RUN, run, out),
             Self::Acked(acked) => json(kind::ACKED, acked, out),
+            Self::Extend(extend) => json(kind::EXTEND, extend, out),
             Self::Stop(stop) => json(kind::STOP, stop, out),
             Self::Inject(inject) => json(kind::INJECT, inject, out),
             Self::InjectData(bytes) => {
@@ -246,6 +248,7 @@ impl Message for ToSupervisor {
             kind::WORKER_HELLO => Self::Hello(from_json(kind, payload)?),
             kind::RUN => Self::Run(from_json(kind, payload)?),
             kind::ACKED => Self::Acked(from_json(kind, payload)?),
+            kind::EXTEND => Self::Extend(from_json(kind, payload)?),
             kind::STOP => Self::Stop(from_json(kind, payload)?),
             kind::INJECT => Self::Inject(from_json(kind, payload)?),
             kind::INJECT_DATA => Self::InjectData(payload.to_vec()),

@@ -16,6 +16,7 @@
 //!    |<- Started | CannotStart -------|
 //!    |<- Output* ---------------------|
 //!    |-- Acked* --------------------->|   P16: what is on the worker's disk
+//!    |-- Extend* -------------------->|   P18: so much longer it may run
 //!    |-- Stop ----------------------->|
 //!    |<- Exited ----------------------|   after both streams' last byte
 //!    |-- Clean ---------------------->|   before the next Run: the container is handed on
@@ -33,7 +34,7 @@ pub use codec::{
 
 /// What both hellos carry. A supervisor closes a connection whose worker has another one; a worker gives up a
 /// container whose supervisor has.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The time without a worker until which a supervisor lives that was told no other, neither as it was started nor in a
 /// hello (P17).
@@ -48,6 +49,9 @@ pub enum ToSupervisor {
     Run(Run),
     /// Everything below these offsets is on the worker's disk. Has no answer.
     Acked(Acked),
+    /// P18: the command may run until then. Has no answer; ignored if it does not run any more, or is being ended. A
+    /// time before the one that holds changes nothing.
+    Extend(Extend),
     /// TERM to every process now, KILL after the grace. Has no answer but `Exited`; ignored if that command does
     /// not run any more. A second one may shorten the grace, and never lengthens it.
     Stop(Stop),
@@ -112,10 +116,30 @@ pub struct Run {
     pub user: Option<String>,
     /// From now until the supervisor kills it by itself (P17): timeout, grace, and some room.
     pub limit_ms: u64,
+    /// P18: until when it may run unless that is [extended](ToSupervisor::Extend). It is not started behind that.
+    #[serde(default)]
+    pub lease: Option<Lease>,
     /// The image's declared VOLUMEs: what lies in them when the first command comes is not known to be
     /// anybody's later, see [`Clean`].
     #[serde(default)]
     pub volumes: Vec<String>,
+}
+
+/// [`Run::lease`]: an exclusive command's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// By when nothing of it runs any more, ms of the host's `CLOCK_BOOTTIME`: a time, not a span, because a frame may
+    /// lie somewhere for as long as its reader is stopped.
+    pub dead_by_ms: u64,
+    /// From TERM to KILL, which comes at that time.
+    pub grace_ms: u64,
+}
+
+impl Lease {
+    /// When TERM is sent, `CLOCK_BOOTTIME`.
+    pub fn term_at_ms(&self) -> u64 {
+        self.dead_by_ms.saturating_sub(self.grace_ms)
+    }
 }
 
 /// A count of bytes for each stream.
@@ -134,6 +158,15 @@ pub struct Acked {
     pub id: String,
     /// The first byte of each stream that may be asked for again.
     pub upto: Offsets,
+}
+
+/// [`ToSupervisor::Extend`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extend {
+    /// Which command.
+    pub id: String,
+    /// As [`Lease::dead_by_ms`].
+    pub dead_by_ms: u64,
 }
 
 /// [`ToSupervisor::Stop`].
@@ -335,6 +368,8 @@ pub enum EndedBy {
     Stopped,
     /// [`Run::limit_ms`] passed (P17).
     Limit,
+    /// [`Run::lease`] was about to end (P18).
+    Lease,
 }
 
 /// [`FromSupervisor::InjectFailed`].

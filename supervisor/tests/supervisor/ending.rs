@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use longshore_supervisor::wire::{EndedBy, FromSupervisor, Run, Status, Stop, ToSupervisor};
+use longshore_supervisor::wire::{EndedBy, Extend, FromSupervisor, Lease, Run, Status, Stop, ToSupervisor};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::sandbox::{Sandbox, Worker, sh};
 
@@ -136,6 +137,113 @@ fn p17_a_connection_without_a_hello_is_no_worker() {
     let mut silent = sandbox.accept_silent();
     assert!(matches!(silent.next(), FromSupervisor::Hello(_)));
     assert!(silent.try_next().is_none());
+    assert_eq!(sandbox.exit_status().code(), Some(75));
+}
+
+/// The host's, which is the container's.
+fn boot_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap() * 1000 + u64::try_from(now.tv_nsec).unwrap() / 1_000_000
+}
+
+fn extend(worker: &mut Worker, id: &str, dead_by_ms: u64) {
+    worker.send(&ToSupervisor::Extend(Extend { id: id.to_owned(), dead_by_ms }));
+}
+
+fn leased(id: &str, script: &str, dead_by_ms: u64, grace_ms: u64) -> Run {
+    Run { lease: Some(Lease { dead_by_ms, grace_ms }), ..sh(id, script) }
+}
+
+#[test]
+fn p18_an_exclusive_command_is_terminated_before_its_lease_ends_and_dead_by_then() {
+    let sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    let polite = "trap 'exit 7' TERM; echo ready; while :; do sleep 1000 & wait; done";
+    let dead_by_ms = boot_ms() + HOUR_MS;
+    worker.start(&leased("1", polite, dead_by_ms, HOUR_MS - 200));
+    ready(&mut worker);
+    assert_eq!(exited(&mut worker), (Status::Code(7), EndedBy::Lease));
+    assert!(boot_ms() >= dead_by_ms - HOUR_MS + 200, "not before its time");
+    assert_eq!(worker.clean(), None);
+
+    let dead_by_ms = boot_ms() + 300;
+    worker.start(&leased("2", "trap '' TERM; sh -c 'while :; do sleep 1000; done' & sleep 1000", dead_by_ms, 100));
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Lease));
+    assert!(boot_ms() >= dead_by_ms, "the grace is its own");
+    assert_eq!(worker.clean(), None);
+    assert_eq!(worker.script("echo fine"), "fine\n");
+}
+
+#[test]
+fn p18_the_timer_is_moved_on_and_never_back() {
+    let sandbox = Sandbox::start();
+    sandbox.fifo("/tmp/go");
+    let (mut worker, _) = sandbox.accept();
+    let dead_by_ms = boot_ms() + 1_000;
+    worker.start(&leased("1", "echo ready; read x </tmp/go; exit 3", dead_by_ms, 0));
+    ready(&mut worker);
+    extend(&mut worker, "another", 0);
+    extend(&mut worker, "1", dead_by_ms + HOUR_MS);
+    extend(&mut worker, "1", dead_by_ms);
+    extend(&mut worker, "1", 0);
+    // Nothing is told at a time at which nothing happens, but a second command is refused only while the first one runs.
+    while boot_ms() < dead_by_ms + 100 {
+        worker.send(&ToSupervisor::Run(sh("2", "true")));
+        assert!(matches!(worker.next(), FromSupervisor::CannotStart(_)), "it was ended");
+    }
+    sandbox.tell("/tmp/go");
+    assert_eq!(exited(&mut worker), (Status::Code(3), EndedBy::Itself));
+}
+
+#[test]
+fn p18_what_is_being_ended_is_not_extended() {
+    let sandbox = Sandbox::start();
+    sandbox.fifo("/tmp/heard");
+    let (mut worker, _) = sandbox.accept();
+    let script = "trap 'echo >/tmp/heard' TERM; echo ready; while :; do sleep 1000 & wait; done";
+    worker.start(&leased("1", script, boot_ms() + 500, 300));
+    ready(&mut worker);
+    assert_eq!(sandbox.hear("/tmp/heard"), "\n");
+    extend(&mut worker, "1", boot_ms() + HOUR_MS);
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Lease));
+}
+
+#[test]
+fn p18_nothing_is_started_behind_the_end_of_its_lease() {
+    let sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    worker.send(&ToSupervisor::Run(leased("1", "echo never", boot_ms() + 100, 200)));
+    match worker.next() {
+        FromSupervisor::CannotStart(cannot) => {
+            assert_eq!((cannot.exit, cannot.reason.as_str()), (None, "its lease has ended"))
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(worker.script("echo fine"), "fine\n");
+}
+
+#[test]
+fn p18_the_timer_holds_without_a_worker_and_for_the_next_one() {
+    let sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept();
+    let dead_by_ms = boot_ms() + 400;
+    worker.start(&leased("1", "trap '' TERM; echo ready; while :; do sleep 1000; done", dead_by_ms, 100));
+    ready(&mut worker);
+    drop(worker);
+    // Whoever takes it up next hears how it ended, and did not change when.
+    let (mut next, _) = sandbox.accept();
+    assert_eq!(exited(&mut next), (Status::Signal(9), EndedBy::Lease));
+    assert!(boot_ms() >= dead_by_ms);
+    assert_eq!(next.clean(), None);
+}
+
+#[test]
+fn p17_a_worker_that_does_nothing_after_the_lease_is_none() {
+    let mut sandbox = Sandbox::start();
+    let (mut worker, _) = sandbox.accept_for(Duration::from_millis(100));
+    worker.start(&leased("1", "sleep 1000", boot_ms() + 500, 0));
+    assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Lease));
+    assert!(worker.try_next().is_none());
     assert_eq!(sandbox.exit_status().code(), Some(75));
 }
 

@@ -272,6 +272,7 @@ pub(crate) fn command(id: &str, argv: &[&str]) -> Run {
         workdir: None,
         user: None,
         limit_ms: 3_600_000,
+        lease: None,
         volumes: vec!["/volume".to_owned()],
     }
 }

@@ -39,6 +39,7 @@ impl Start {
             workdir: None,
             user: None,
             limit: LIMIT,
+            lease: None,
         }
     }
 

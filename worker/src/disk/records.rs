@@ -292,6 +292,7 @@ pub(crate) mod tests {
             timeout_ms: 1,
             grace_ms: 1,
             output_max: None,
+            exclusive: false,
             resources: Resources::default(),
             network: Network::None,
             pool: longshore_protocol::PoolName::default(),

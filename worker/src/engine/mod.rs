@@ -17,6 +17,8 @@ use longshore_protocol::{EngineId, Fence, SnapshotId, WorkerId};
 use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::clock::Boot;
+
 /// How many pieces of output wait between the Engine's stream and the spool. A piece is at most
 /// 64 KiB, so one step holds 1 MiB; beyond that the step blocks on its pipe.
 pub const OUTPUT_PIECES_MAX: usize = 16;
@@ -70,6 +72,10 @@ pub trait Engine: Clone + Send + Sync + 'static {
         container: &ContainerName,
         command: &CommandSpec,
     ) -> impl Future<Output = Result<Running, EngineError>> + Send;
+
+    /// Supervised: a command that was started with a [`CommandLease`] may run until then (P18). `Ok` says that it is on its
+    /// way to the supervisor. A time before the one that holds changes nothing, nor does any once TERM was sent.
+    fn extend(&self, container: &ContainerName, dead_by: Boot) -> impl Future<Output = Result<(), EngineError>> + Send;
 
     /// Ends a running command: TERM, KILL after `grace`. Returns when nothing of it runs any more, and its
     /// [`Running::exit`] follows. `Ok` also if it had ended or the container does not exist.
@@ -243,6 +249,25 @@ pub struct CommandSpec {
     pub user: Option<String>,
     /// When it is over at the latest, counted from its start, whatever becomes of the worker (P17).
     pub limit: Duration,
+    /// P18: by when it is dead, whatever becomes of the worker, unless that is [extended](Engine::extend). Where TERM would
+    /// be due already it is not started. Supervised only: nobody else could keep it.
+    pub lease: Option<CommandLease>,
+}
+
+/// [`CommandSpec::lease`]: an exclusive command's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandLease {
+    /// When KILL is sent to what then still runs.
+    pub dead_by: Boot,
+    /// So long before, TERM is.
+    pub grace: Duration,
+}
+
+impl CommandLease {
+    /// When TERM is sent.
+    pub fn term_at(&self) -> Boot {
+        self.dead_by.before(self.grace)
+    }
 }
 
 /// A container that was made.
@@ -316,6 +341,8 @@ pub struct Exit {
     pub ran: Option<Duration>,
     /// What it used, if somebody could tell.
     pub usage: Option<Usage>,
+    /// P18: its lease was about to end, so it was ended.
+    pub out_of_lease: bool,
 }
 
 /// What `wait(2)` says.

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use longshore_protocol::output::{Offsets, Stream};
-use longshore_worker::engine::{Adopted, Cleaned, ContainerName, Engine, EngineError, ExitStatus, Running};
+use longshore_worker::Boot;
+use longshore_worker::engine::{
+    Adopted, Cleaned, CommandLease, ContainerName, Engine, EngineError, ExitStatus, Running,
+};
 use tokio::time::timeout;
 
 use crate::bench::{Bench, FOR_EVER, PATIENCE, create, read, read_until};
@@ -152,5 +155,27 @@ pub async fn p17_a_command_past_its_limit_ends_without_its_worker<E: Engine>(ben
         Ok(Adopted::Idle) => panic!("a command was started"),
         Err(error) => assert!(matches!(error, EngineError::Gone { .. }), "{error:?}"),
     }
+    bench.clean().await;
+}
+
+/// P18: the timer is the supervisor's. Whoever comes next hears how it ended.
+pub async fn p18_a_lease_ends_without_a_worker<E: Engine>(bench: Bench<E>) {
+    let mut spec = bench.spec("trap '' TERM; echo up; sleep 3600");
+    let (name, attempt) = (spec.name.clone(), spec.command.attempt.clone());
+    let dead_by = bench
+        .before_its_death(|engine| async move {
+            create(&engine, &spec).await;
+            // Made behind the container, which takes its time.
+            let dead_by = Boot::now().after(Duration::from_secs(2));
+            spec.command.lease = Some(CommandLease { dead_by, grace: Duration::from_secs(1) });
+            let mut running = engine.start(&spec.name, &spec.command).await.unwrap();
+            read_until(&mut running, "up\n").await;
+            dead_by
+        })
+        .await;
+    let (_, running) = bench.adopt_command(&name, &attempt, at(3)).await;
+    let exit = timeout(PATIENCE, read(running)).await.expect("it is ended").exit.unwrap();
+    assert_eq!((exit.status, exit.out_of_lease), (ExitStatus::Signal(9), true));
+    assert!(Boot::now() >= dead_by);
     bench.clean().await;
 }

@@ -112,6 +112,7 @@ impl<E: Engine> Bench<E> {
             workdir: None,
             user: None,
             limit: FOR_EVER,
+            lease: None,
         }
     }
 

@@ -4,7 +4,10 @@ use std::io::Cursor;
 use std::time::Duration;
 
 use longshore_protocol::job::Resources;
-use longshore_worker::engine::{Cleaned, ContainerName, Engine, EngineError, ErrorClass, ExitStatus, Way};
+use longshore_worker::Boot;
+use longshore_worker::engine::{
+    Cleaned, CommandLease, ContainerName, Engine, EngineError, ErrorClass, ExitStatus, Way,
+};
 use tokio::time::timeout;
 
 use crate::bench::{Bench, FOR_EVER, PATIENCE, read, read_until, tar_of};
@@ -183,6 +186,57 @@ pub async fn p17_a_command_past_its_limit_is_ended_by_its_supervisor<E: Engine>(
         Ok(exit) => assert_eq!(exit.status, ExitStatus::Signal(9)),
         Err(error) => assert!(matches!(error, EngineError::Gone { .. }), "{error:?}"),
     }
+    bench.clean().await;
+}
+
+fn lease(away: Duration, grace: Duration) -> Option<CommandLease> {
+    Some(CommandLease { dead_by: Boot::now().after(away), grace })
+}
+
+/// P18: TERM before the end of its lease, and KILL at that.
+pub async fn p18_a_command_is_ended_before_its_lease_is<E: Engine>(bench: Bench<E>) {
+    for (script, status) in [
+        ("trap 'echo bye; exit 5' TERM; echo up; sleep 3600 & wait; echo not reached", ExitStatus::Code(5)),
+        ("trap '' TERM; echo up; sleep 3600", ExitStatus::Signal(9)),
+    ] {
+        let mut spec = bench.spec(script);
+        bench.create(&spec).await;
+        spec.command.lease = lease(Duration::from_millis(1500), Duration::from_millis(500));
+        let running = bench.start(&spec).await;
+        let ran = timeout(PATIENCE, read(running)).await.expect("it is ended");
+        let over = spec.command.lease.unwrap();
+        assert!(Boot::now() >= if status == ExitStatus::Code(5) { over.term_at() } else { over.dead_by });
+        assert!(ran.text().starts_with("up\n"));
+        let exit = ran.exit.unwrap();
+        assert_eq!((exit.status, exit.out_of_lease), (status, true));
+        // The container is none the worse for it.
+        assert_eq!(bench.engine.clean(&spec.name).await.unwrap(), Cleaned::Ready);
+        let next = bench.run_in(&spec.name, "echo next").await;
+        assert_eq!((next.text().as_str(), next.exit.unwrap().out_of_lease), ("next\n", false));
+    }
+    bench.clean().await;
+}
+
+pub async fn p18_a_lease_is_extended_and_never_shortened<E: Engine>(bench: Bench<E>) {
+    let mut spec = bench.spec("echo up; sleep 3; exit 4");
+    bench.create(&spec).await;
+    spec.command.lease = lease(Duration::from_secs(2), Duration::from_secs(1));
+    let running = bench.start(&spec).await;
+    let first = spec.command.lease.unwrap().dead_by;
+    for dead_by in [first.after(FOR_EVER), first, Boot(0)] {
+        bench.engine.extend(&spec.name, dead_by).await.unwrap();
+    }
+    let exit = timeout(PATIENCE, read(running)).await.expect("it ends").exit.unwrap();
+    assert_eq!((exit.status, exit.out_of_lease), (ExitStatus::Code(4), false));
+    bench.clean().await;
+}
+
+pub async fn p18_nothing_starts_behind_its_lease<E: Engine>(bench: Bench<E>) {
+    let mut spec = bench.spec("echo never > /f");
+    bench.create(&spec).await;
+    spec.command.lease = lease(Duration::from_secs(1), Duration::from_secs(2));
+    assert!(bench.engine.start(&spec.name, &spec.command).await.is_err());
+    assert_eq!(bench.run_in(&spec.name, "cat /f 2> /dev/null || echo nothing").await.text(), "nothing\n");
     bench.clean().await;
 }
 

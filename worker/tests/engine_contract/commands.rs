@@ -3,7 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use longshore_protocol::output::Offsets;
-use longshore_worker::engine::{ContainerName, Engine, EngineError, ErrorClass, ExitStatus, Way};
+use longshore_worker::Boot;
+use longshore_worker::engine::{CommandLease, ContainerName, Engine, EngineError, ErrorClass, ExitStatus, Way};
 
 use crate::bench::{Bench, FOR_EVER, IMAGE, read, read_until};
 
@@ -238,5 +239,14 @@ pub async fn direct_containers_are_used_once<E: Engine>(bench: Bench<E>) {
     bench.engine.start(&spec.name, &other).await.unwrap_err();
     bench.engine.clean(&spec.name).await.unwrap_err();
     bench.engine.adopt(&spec.name, Offsets::default()).await.unwrap_err();
+    bench.clean().await;
+}
+
+/// P18: nobody would keep it.
+pub async fn p18_direct_commands_have_no_lease<E: Engine>(bench: Bench<E>) {
+    let mut spec = bench.spec("echo never");
+    bench.create(&spec).await;
+    spec.command.lease = Some(CommandLease { dead_by: Boot::now().after(FOR_EVER), grace: FOR_EVER / 2 });
+    assert!(bench.engine.start(&spec.name, &spec.command).await.is_err());
     bench.clean().await;
 }

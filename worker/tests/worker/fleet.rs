@@ -160,6 +160,7 @@ impl Fleet {
                 timeout_ms: 60_000,
                 grace_ms: 0,
                 output_max: None,
+                exclusive: false,
                 resources: Resources::default(),
                 network: Network::None,
                 pool: PoolName::default(),

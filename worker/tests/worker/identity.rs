@@ -132,6 +132,7 @@ async fn sweeping_leaves_what_others_own() {
                 workdir: None,
                 user: None,
                 limit: Duration::from_mins(1),
+                lease: None,
             },
             resources: Resources::default(),
             network: Network::None,

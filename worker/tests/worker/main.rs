@@ -12,6 +12,7 @@ mod tap;
 mod adoption;
 mod claims;
 mod control;
+mod exclusive;
 mod http;
 mod identity;
 mod keeping;

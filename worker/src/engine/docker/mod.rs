@@ -47,6 +47,7 @@ use super::{
     Adopted, Cleaned, CommandSpec, Committed, ContainerName, ContainerSpec, Created, Duty, Engine, EngineError,
     EngineInfo, ImageId, Running, Way,
 };
+use crate::clock::Boot;
 
 /// A question about one thing: answered from memory in milliseconds. A host that swaps or has a hundred
 /// containers starting has been seen to take seconds, never this long.
@@ -174,8 +175,16 @@ impl Engine for DockerEngine {
     async fn start(&self, container: &ContainerName, command: &CommandSpec) -> Result<Running, EngineError> {
         match supervised::start(self, container, command).await {
             Some(answer) => answer,
+            None if command.lease.is_some() => {
+                let reason = "without a supervisor nobody could keep the lease of a command".to_owned();
+                Err(EngineError::Refused { operation: "start", status: 409, reason })
+            }
             None => run::start(self, container).await,
         }
+    }
+
+    async fn extend(&self, container: &ContainerName, dead_by: Boot) -> Result<(), EngineError> {
+        supervised::extend(self, container, dead_by).await
     }
 
     async fn stop(&self, container: &ContainerName, grace: Duration) -> Result<(), EngineError> {

@@ -155,6 +155,7 @@ async fn follow(
                 oom_killed,
                 ran: Some(ran),
                 usage: None,
+                out_of_lease: false,
             })
         }
     };

@@ -40,7 +40,15 @@ impl FakeEngine {
                     oom_killed,
                     ran: (!direct).then(|| run.ran()),
                     usage: (!direct).then_some(USAGE),
+                    out_of_lease: run.is_out_of_lease(),
                 }));
+            };
+            let ran = async {
+                tokio::select! {
+                    biased;
+                    () = ran => {}
+                    () = run.keep_lease() => {}
+                }
             };
             if direct {
                 ran.await;
@@ -51,6 +59,7 @@ impl FakeEngine {
                     oom_killed: false,
                     ran: Some(run.ran()),
                     usage: Some(USAGE),
+                    out_of_lease: false,
                 }));
                 engine.kill(&name);
             }

@@ -40,6 +40,7 @@ use super::{
     Adopted, Cleaned, CommandSpec, Committed, ContainerName, ContainerSpec, Created, Duty, Engine, EngineError,
     EngineInfo, ImageId, Running, Way,
 };
+use crate::clock::Boot;
 
 /// See the [module](self). Clones are the same Engine, in the hands of the same process.
 #[derive(Clone, Debug)]
@@ -227,14 +228,25 @@ impl Engine for FakeEngine {
                 return Err(conflict("start", format!("{name} was started before, and not cleaned")));
             }
         }
+        if command.lease.is_some_and(|lease| container.direct || lease.term_at() <= Boot::now()) {
+            return Err(conflict("start", format!("nobody could keep the lease of a command in {name}")));
+        }
         let command = if container.direct { container.spec.command.clone() } else { command.clone() };
-        let run = Run::new(command.attempt.clone(), container.direct);
+        let run = Run::new(command.attempt.clone(), container.direct, command.lease);
         let process = Process::new(&command, container.direct, Arc::clone(&container.files), Arc::clone(&run), flags)?;
         container.phase = Phase::Command(Arc::clone(&run));
         drop(state);
         let running = run.link(Offsets::default(), fault);
         self.carry_out(name, &command, &run, process);
         Ok(running)
+    }
+
+    async fn extend(&self, name: &ContainerName, dead_by: Boot) -> Result<(), EngineError> {
+        let mut state = self.enter("extend").await?;
+        if let Phase::Command(run) = &state.supervised(name, "extend")?.phase {
+            run.extend(dead_by);
+        }
+        Ok(())
     }
 
     async fn stop(&self, container: &ContainerName, grace: Duration) -> Result<(), EngineError> {

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now_ms;
-use crate::engine::{EngineError, Exit, OUTPUT_PIECES_MAX, Piece, Running};
+use crate::clock::{Boot, now_ms};
+use crate::engine::{CommandLease, EngineError, Exit, OUTPUT_PIECES_MAX, Piece, Running};
 
 /// What is kept of one stream, as the real supervisor bounds it. More than the longest line, because a worker
 /// acknowledges whole lines only.
@@ -32,6 +33,9 @@ pub(super) struct Run {
     /// Turns true when TERM was sent.
     pub(super) term: watch::Sender<bool>,
     pub(super) kill: CancellationToken,
+    /// P18: as a supervisor holds it; `None` also once TERM was sent for it.
+    lease: watch::Sender<Option<CommandLease>>,
+    out_of_lease: AtomicBool,
     direct: bool,
     kept: watch::Sender<Kept>,
 }
@@ -86,9 +90,11 @@ impl Drop for OverAtLast {
 }
 
 impl Run {
-    pub(super) fn new(attempt: String, direct: bool) -> Arc<Self> {
+    pub(super) fn new(attempt: String, direct: bool, lease: Option<CommandLease>) -> Arc<Self> {
         Arc::new(Self {
             attempt,
+            lease: watch::Sender::new(lease),
+            out_of_lease: AtomicBool::new(false),
             began: Instant::now(),
             skipped: watch::Sender::default(),
             term: watch::Sender::new(false),
@@ -123,6 +129,45 @@ impl Run {
         self.kept.send_modify(|kept| {
             kept.ended.get_or_insert(answer);
         });
+    }
+
+    /// P18: it may run until then.
+    pub(super) fn extend(&self, dead_by: Boot) {
+        self.lease.send_modify(|lease| {
+            if let Some(lease) = lease {
+                lease.dead_by = lease.dead_by.max(dead_by);
+            }
+        });
+    }
+
+    /// P18: ends it before its lease does: TERM, grace, KILL. Never returns.
+    pub(super) async fn keep_lease(&self) {
+        let mut changes = self.lease.subscribe();
+        let over = loop {
+            // It cannot be closed: this holds the sender.
+            let lease = *changes.borrow_and_update();
+            match lease {
+                Some(lease) if lease.term_at() <= Boot::now() => break lease,
+                Some(lease) => {
+                    let _ = tokio::time::timeout(lease.term_at().away(), changes.changed()).await;
+                }
+                None => return std::future::pending().await,
+            }
+        };
+        self.out_of_lease.store(true, Ordering::Relaxed);
+        // From here on nothing lengthens it.
+        self.lease.send_replace(None);
+        if !over.grace.is_zero() {
+            self.term.send_replace(true);
+            tokio::time::sleep(over.dead_by.away()).await;
+        }
+        self.kill.cancel();
+        std::future::pending().await
+    }
+
+    /// Whether it was ended because of its lease.
+    pub(super) fn is_out_of_lease(&self) -> bool {
+        self.out_of_lease.load(Ordering::Relaxed)
     }
 
     /// Since its start, by the clock of the container.

@@ -239,6 +239,7 @@ fn outcome(id: &str, ended: &wire::Exit) -> Exit {
         oom_killed: ended.oom_killed,
         ran: Some(Duration::from_millis(ended.ran_ms)),
         usage: Some(Usage { user_ms, system_ms, max_rss_bytes }),
+        out_of_lease: ended.by == wire::EndedBy::Lease,
     }
 }
 

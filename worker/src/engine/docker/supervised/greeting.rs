@@ -78,6 +78,7 @@ impl Task {
             let clean = clean.clone();
             self.say(&ToSupervisor::Clean(clean));
         }
+        self.say_extend();
         self.say_stop();
     }
 }

@@ -10,15 +10,18 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::super::{Adopted, Cleaned, EngineError, Running};
 use super::command::Answer;
+use crate::clock::Boot;
 
 /// Asks that wait for the task. Callers take turns anyway; a tar's chunks shall not wait for each other.
 pub(super) const ASKS_MAX: usize = 4;
 
-/// One thing that the task is to do. Each is answered, also when the supervisor is lost.
+/// One thing that the task is to do. What has an answer is answered, also when the supervisor is lost.
 pub(super) enum Ask {
     Run(Run, Answer<Running>),
     /// Whether a command runs.
     Runs(Answer<bool>),
+    /// P18: the command may run until then. Not answered.
+    Extend(Boot),
     /// Answered when nothing of the command runs.
     Stop(Duration, Answer<()>),
     Clean(Clean, Answer<Cleaned>),

@@ -40,7 +40,7 @@ pub(super) use clean::clean;
 pub(super) use fit::fit;
 pub(super) use inject::inject;
 pub(super) use open::{create, open};
-pub(super) use run::{runs, start, stop};
+pub(super) use run::{extend, runs, start, stop};
 
 use link::Link;
 use place::Place;

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use longshore_supervisor::wire::Run;
+use longshore_supervisor::wire::{self, Run};
 use tokio::time::timeout;
 
 use super::super::super::{CommandSpec, ContainerName, EngineError, Running};
 use super::super::{DockerEngine, stop};
 use super::link::Ask;
-use super::{Held, ImageFacts};
+use super::{Held, ImageFacts, broken};
+use crate::clock::Boot;
 
 /// It is under a millisecond; a program on a slow disk takes as long as that does.
 const START: Duration = Duration::from_mins(2);
@@ -45,8 +46,23 @@ fn run_of(image: &ImageFacts, command: &CommandSpec) -> Run {
         workdir: command.workdir.clone().filter(|dir| !dir.is_empty()).or_else(|| image.workdir.clone()),
         user: command.user.clone().filter(|user| !user.is_empty()).or_else(|| image.user.clone()),
         limit_ms: u64::try_from(command.limit.as_millis()).unwrap_or(u64::MAX),
+        lease: command.lease.map(|lease| wire::Lease {
+            dead_by_ms: lease.dead_by.0,
+            grace_ms: u64::try_from(lease.grace.as_millis()).unwrap_or(u64::MAX),
+        }),
         volumes: image.volumes.clone(),
     }
+}
+
+/// P18: until then it may run. Nobody waits for an answer: there is none.
+pub(in super::super) async fn extend(
+    engine: &DockerEngine,
+    container: &ContainerName,
+    dead_by: Boot,
+) -> Result<(), EngineError> {
+    let held = engine.shared.supervised.find(container.as_str());
+    let held = held.ok_or_else(|| broken(container.as_str(), "nobody here speaks to its supervisor"))?;
+    held.link.ask(Ask::Extend(dead_by)).await
 }
 
 /// Whether a command runs in it. `None`: the container has no supervisor.
@@ -83,6 +99,7 @@ pub(in super::super) async fn stop(
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::super::CommandLease;
     use super::*;
 
     #[test]
@@ -101,11 +118,13 @@ mod tests {
             workdir: None,
             user: Some(String::new()),
             limit: Duration::from_millis(1500),
+            lease: Some(CommandLease { dead_by: Boot(7_000), grace: Duration::from_secs(5) }),
         };
         let run = run_of(&image, &command);
         assert_eq!(run.env, [pair("A", "image"), pair("A", "step")]);
         assert_eq!((run.workdir.as_deref(), run.user.as_deref()), (Some("/image"), Some("image")));
         assert_eq!((run.limit_ms, run.volumes), (1500, image.volumes.clone()));
+        assert_eq!(run.lease, Some(wire::Lease { dead_by_ms: 7_000, grace_ms: 5_000 }));
         command.workdir = Some("/step".to_owned());
         command.user = Some("0".to_owned());
         let run = run_of(&image, &command);

@@ -19,6 +19,7 @@ use super::broken;
 use super::command::{Answer, Command, Starting};
 use super::connection::{Connection, Exchanged};
 use super::link::{Ask, Opening};
+use crate::clock::Boot;
 
 pub(super) struct Task {
     pub(super) identity: Identity,
@@ -29,6 +30,8 @@ pub(super) struct Task {
     away_since: Instant,
     pub(super) opening: Option<Opening>,
     pub(super) command: Option<Command>,
+    /// P18: until when its command may run, as it was said last.
+    extended: Option<Boot>,
     stops: Vec<Stop>,
     pub(super) cleaning: Option<(wire::Clean, Answer<Cleaned>)>,
     injecting: Option<Answer<()>>,
@@ -61,6 +64,7 @@ impl Task {
             away_since: Instant::now(),
             opening: Some(opening),
             command: None,
+            extended: None,
             stops: Vec::new(),
             cleaning: None,
             injecting: None,
@@ -161,10 +165,15 @@ impl Task {
                 let (mut command, running) = Command::new(&run.id, Offsets::default());
                 command.starting = Some(Starting { run: run.clone(), running, answer });
                 self.command = Some(command);
+                self.extended = None;
                 self.say(&ToSupervisor::Run(run));
             }
             Ask::Runs(answer) => {
                 let _ = answer.send(Ok(self.command.as_ref().is_some_and(Command::runs)));
+            }
+            Ask::Extend(dead_by) => {
+                self.extended = self.extended.max(Some(dead_by));
+                self.say_extend();
             }
             Ask::Stop(grace, answer) => {
                 self.stops.push(Stop { until: Instant::now() + grace, answer });
@@ -216,6 +225,13 @@ impl Task {
             if let Some(Starting { answer, .. }) = self.command.take().and_then(|command| command.starting) {
                 let _ = answer.send(Err(EngineError::CannotStart { reason, exit: Some(126) }));
             }
+        }
+    }
+
+    pub(super) fn say_extend(&mut self) {
+        if let (Some(Boot(dead_by_ms)), Some(command)) = (self.extended, &self.command) {
+            let extend = wire::Extend { id: command.id.to_string(), dead_by_ms };
+            self.say(&ToSupervisor::Extend(extend));
         }
     }
 

@@ -74,6 +74,7 @@ impl Rig {
             workdir: None,
             user: None,
             limit_ms: 1000,
+            lease: None,
             volumes: Vec::new(),
         };
         let (answer, running) = oneshot::channel();
