@@ -36,7 +36,7 @@ pub(super) struct WorkerSlots {
 pub(super) struct PoolSlots {
     pub(super) workers: usize,
     pub(super) slots: usize,
-    /// WorkerSlots that neither an attempt nor a job of a worker's own queue will take.
+    /// Slots that neither an attempt nor a job of a worker's own queue will take.
     pub(super) spare: usize,
     /// Jobs in the workers' own queues.
     pub(super) own_queued: usize,
