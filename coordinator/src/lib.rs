@@ -7,6 +7,9 @@
 //! 3. [`driver`] is the one writer: a batch of inputs → core → one transaction → effects → acks;
 //! 4. [`store`] journal, read tables, outbox, epoch (P3, P21); [`logs`] every output line (P14); [`blobs`] sources.
 //!
+//! Beside them [`why`] tells, from the journal, why a step is as it is, and [`replay`] whether
+//! what people are shown is what it says.
+//!
 //! The clock is a value: only [`driver`] and [`api`] read one.
 
 pub mod api;
@@ -16,6 +19,8 @@ pub mod driver;
 pub mod logs;
 pub mod metrics;
 pub mod pipeline;
+pub mod replay;
 pub mod store;
+pub mod why;
 
-pub use driver::{Config, Coordinator, CoordinatorError, StateLocation, Tokens, reader};
+pub use driver::{Config, Coordinator, CoordinatorError, Past, StateLocation, Tokens, past, reader};

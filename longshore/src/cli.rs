@@ -52,8 +52,14 @@ pub(crate) enum Command {
     Show(ShowArgs),
     /// List runs, the newest first
     Ls(LsArgs),
-    /// Cancel a run of a fleet
+    /// Say why a step waits, was tried again, missed its cache, or ended as it did
+    Why(WhyArgs),
+    /// Try again what did not pass of a run, or go on with one that was interrupted
+    Retry(RetryArgs),
+    /// Cancel a run of a fleet, or some steps of it
     Cancel(CancelArgs),
+    /// Rebuild runs from the journal, and compare them with what is shown of them
+    Replay(ReplayArgs),
     /// List a fleet's workers
     Workers(WorkersArgs),
     /// Look at what Longshore needs, and say what to mend
@@ -191,12 +197,75 @@ pub(crate) struct LsArgs {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct WhyArgs {
+    /// A run's id, a unique prefix of it, or `last`
+    #[arg(default_value = "last")]
+    pub(crate) run: String,
+
+    /// Which step [default: in short, each that is not settled or did not pass]
+    pub(crate) step: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RetryArgs {
+    /// A run's id, a unique prefix of it, or `last`
+    #[arg(default_value = "last")]
+    pub(crate) run: String,
+
+    /// Only the steps that ended so; may be given more than once [default: all that did not pass]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) only: Vec<Only>,
+
+    /// On a fleet: follow the run until it is settled; exit with its outcome
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// Here: steps carried out at once [default: the machine's cores]
+    #[arg(long, env = "LONGSHORE_SLOTS", value_parser = clap::value_parser!(u32).range(1..=SLOTS_MAX))]
+    pub(crate) slots: Option<u32>,
+
+    /// Here: address of the Docker Engine [default: DOCKER_HOST, else Docker's own]
+    #[arg(long, env = "LONGSHORE_DOCKER", value_name = "ADDRESS")]
+    pub(crate) docker: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
+/// Which of the steps that did not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Only {
+    /// By their own fault, a timeout and a lack of memory included
+    Failed,
+    /// By the fleet's fault
+    Infra,
+    /// Skipped or cancelled
+    Missing,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct CancelArgs {
     /// A run's id, a unique prefix of it, or `last`
     pub(crate) run: String,
 
+    /// Only this step, all instances of this matrix step, or every step that a pattern with * and ? fits
+    pub(crate) step: Option<String>,
+
     #[command(flatten)]
     pub(crate) remote: Remote,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ReplayArgs {
+    /// A run's id, a unique prefix of it, or `last` [default: all]
+    pub(crate) run: Option<String>,
+
+    /// A coordinator's directory, or a state directory of runs that were carried out here [default: that of this user]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

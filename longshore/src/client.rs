@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use longshore_coordinator::api::types::{ErrorBody, RunList, SubmitRequest, WorkerList};
-use longshore_coordinator::core::view::{RunSummary, RunView, WorkerView};
+use longshore_coordinator::api::types::{ErrorBody, RetryRequest, RunList, StepList, SubmitRequest, WorkerList};
+use longshore_coordinator::core::retry::Missed;
+use longshore_coordinator::core::view::{RunSummary, RunView, StepView, WorkerView};
 use longshore_coordinator::pipeline::Pipeline;
-use longshore_protocol::{Attempt, BlobHash, RunId};
+use longshore_coordinator::why::Why;
+use longshore_protocol::{Attempt, BlobHash, RunId, StepName};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::fs::File;
@@ -131,6 +133,25 @@ impl Client {
         self.send(Request::new(Method::POST, format!("/v1/runs/{run}/cancel"))).await.map(drop)
     }
 
+    /// Why a step is as it is.
+    pub(crate) async fn why(&self, run: RunId, step: &StepName) -> Result<Why, ClientError> {
+        self.get(format!("/v1/runs/{run}/steps/{}/why", percent_encoded(step.as_str()))).await
+    }
+
+    /// Has a settled run's steps that did not pass carried out anew; of these only, if some are named.
+    pub(crate) async fn retry(&self, run: RunId, only: Vec<Missed>) -> Result<RunSummary, ClientError> {
+        let body = serde_json::to_vec(&RetryRequest { only }).expect("words have no failing serializers");
+        let request = Request::new(Method::POST, format!("/v1/runs/{run}/retry")).payload(Payload::Json(body));
+        read(self.send(request).await?).await
+    }
+
+    /// Asks for the end of the steps that a name or a pattern stands for. The steps, as they are then.
+    pub(crate) async fn cancel_steps(&self, run: RunId, steps: &str) -> Result<Vec<StepView>, ClientError> {
+        let path = format!("/v1/runs/{run}/steps/{}/cancel", percent_encoded(steps));
+        let StepList { steps } = read(self.send(Request::new(Method::POST, path)).await?).await?;
+        Ok(steps)
+    }
+
     /// Every worker that the coordinator knows.
     pub(crate) async fn workers(&self) -> Result<Vec<WorkerView>, ClientError> {
         let WorkerList { workers } = self.get("/v1/workers".to_owned()).await?;
@@ -187,10 +208,13 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: String) -> Result<T, ClientError> {
-        let answer = self.send(Request::get(path)).await?;
-        let body = answer.bytes().await.map_err(|reason| ClientError::Answer { reason })?;
-        serde_json::from_slice(&body).map_err(|error| ClientError::Answer { reason: error.to_string() })
+        read(self.send(Request::get(path)).await?).await
     }
+}
+
+async fn read<T: DeserializeOwned>(answer: Answer) -> Result<T, ClientError> {
+    let body = answer.bytes().await.map_err(|reason| ClientError::Answer { reason })?;
+    serde_json::from_slice(&body).map_err(|error| ClientError::Answer { reason: error.to_string() })
 }
 
 async fn refusal(answer: Answer) -> ClientError {
@@ -203,7 +227,7 @@ async fn refusal(answer: Answer) -> ClientError {
     }
 }
 
-/// A query parameter's value: step names hold brackets, commas and equals signs.
+/// A query parameter's value, or a part of a path: step names hold brackets, commas and equals signs.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -4,11 +4,12 @@ use std::num::NonZero;
 use std::time::Duration;
 
 use longshore_coordinator::core::CoreConfig;
+use longshore_coordinator::core::view::RunView;
 use longshore_coordinator::pipeline::{Pipeline, SnapshotRule};
-use longshore_coordinator::{Config as CoordinatorConfig, Coordinator, CoordinatorError, StateLocation};
+use longshore_coordinator::{Config as CoordinatorConfig, Coordinator, CoordinatorError, Past, StateLocation};
 use longshore_protocol::broker::Broker;
 use longshore_protocol::broker::memory::MemoryBroker;
-use longshore_protocol::{ExecutionId, RunId, SnapshotId, WorkerId};
+use longshore_protocol::{EngineId, ExecutionId, RunId, SnapshotId, WorkerId};
 use longshore_worker::engine::docker::DockerEngine;
 use longshore_worker::engine::{Engine, EngineError, EngineInfo};
 use longshore_worker::{BlobSource, Config as WorkerConfig, Worker, WorkerError};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::state::{Dead, LockNote, RunLock, StateDir, unusable};
+use crate::state::{Again, Dead, LockNote, RunLock, StateDir, unusable};
 use crate::transport::Transport;
 
 /// Nobody else is on this broker.
@@ -36,6 +37,59 @@ pub(crate) struct Embedded {
     coordinator: Part<CoordinatorError>,
     worker: Part<WorkerError>,
     sweep: JoinHandle<()>,
+}
+
+/// One process's turn at a run.
+pub(crate) struct Sitting {
+    lock: RunLock,
+    note: LockNote,
+    /// Of its worker (P10), in the sittings before.
+    starts_before: u64,
+}
+
+impl Sitting {
+    /// Takes a new run's lock.
+    pub(crate) fn first(state: &StateDir, run: RunId, pipeline: &Pipeline, engine: &EngineId) -> Result<Self, Failure> {
+        let note = LockNote { engine: engine.clone(), keeps: keeps(run, pipeline, |_| 0) };
+        let lock = state.lock(run, &note).map_err(|error| unusable(state.root(), &error))?;
+        Ok(Self { lock, note, starts_before: 0 })
+    }
+
+    /// Takes the lock of a run that was carried out before. What its last process left behind, if that was killed, is
+    /// taken over with it.
+    pub(crate) fn again(state: &StateDir, past: &Past, view: &RunView, engine: &EngineId) -> Result<Self, Failure> {
+        let run = view.summary.run;
+        let remakes = |step: usize| view.steps.get(step).map_or(0, |step| step.remakes.len());
+        let note = LockNote { engine: engine.clone(), keeps: keeps(run, &past.pipeline, remakes) };
+        let taken = state.lock_again(run, &note).map_err(|error| unusable(state.root(), &error))?;
+        match taken {
+            Again::Taken(lock) => Ok(Self { lock, note, starts_before: past.last_start }),
+            Again::Held => Err(still_going(run)),
+            Again::OnAnotherEngine(other) => {
+                let left = format!("what run {run} left stands on another Docker Engine ({other})");
+                Err(Failure::input(left).mend("name that one with --docker or DOCKER_HOST"))
+            }
+        }
+    }
+}
+
+/// What to say of a run that another process is at.
+pub(crate) fn still_going(run: RunId) -> Failure {
+    Failure::input(format!("run {run} is still going, in another process"))
+        .mend("wait for its end, or end it there with Ctrl-C")
+}
+
+/// What outlives a run: what its steps with `snapshot: always` leave, or those that make it again (P20), so often as
+/// that was done before and may be once more.
+fn keeps(run: RunId, pipeline: &Pipeline, remakes: impl Fn(usize) -> usize) -> Vec<ExecutionId> {
+    let kept = pipeline.steps.iter().enumerate().filter(|(_, step)| step.snapshot == SnapshotRule::Always);
+    kept.flat_map(|(index, step)| {
+        let execution = ExecutionId::of_step(run, &step.name);
+        let before = u32::try_from(remakes(index)).unwrap_or(u32::MAX);
+        let again = 1..=before.saturating_add(CoreConfig::default().remakes_max);
+        std::iter::once(execution).chain(again.map(move |n| ExecutionId::of_remake(execution, n)))
+    })
+    .collect()
 }
 
 /// One of the two, running.
@@ -76,25 +130,23 @@ pub(crate) fn default_slots() -> u32 {
 }
 
 impl Embedded {
-    /// Takes the run's lock, then starts both parts.
+    /// Starts both parts, for as long as the run's lock is held.
     pub(crate) async fn start(
         state: StateDir,
         run: RunId,
-        pipeline: &Pipeline,
+        sitting: Sitting,
         found: Found,
         slots: u32,
     ) -> Result<Self, Failure> {
         let Found { engine, info } = found;
-        let kept = pipeline.steps.iter().filter(|step| step.snapshot == SnapshotRule::Always);
-        let keeps = kept.flat_map(|step| with_remakes(ExecutionId::of_step(run, &step.name))).collect();
-        let note = LockNote { engine: info.id.clone(), keeps };
-        let lock = state.lock(run, &note).map_err(|error| unusable(state.root(), &error))?;
+        let Sitting { lock, note, starts_before } = sitting;
         let dead = state.dead(&info.id).map_err(|error| unusable(state.root(), &error))?;
         let broker = MemoryBroker::new();
         let owner = state.owner(run);
         let coordinator = CoordinatorConfig::new(PREFIX, StateLocation::Sqlite(state.store(run)), state.blobs());
         let worker = WorkerConfig {
             slots,
+            starts_before,
             worker_id: Some(owner.clone()),
             // Nobody comes back to what is still parked when the run is over.
             leaving: Duration::ZERO,
@@ -183,13 +235,6 @@ async fn sweep(state: StateDir, engine: DockerEngine, dead: Vec<Dead>) {
             tracing::warn!(%run, %error, "an interrupted run's lock could not be removed");
         }
     }
-}
-
-/// A step's execution, and those that make again what it left (P20): what one of them keeps for people takes the place
-/// of what was lost.
-fn with_remakes(execution: ExecutionId) -> impl Iterator<Item = ExecutionId> {
-    let remakes = 1..=CoreConfig::default().remakes_max;
-    std::iter::once(execution).chain(remakes.map(move |n| ExecutionId::of_remake(execution, n)))
 }
 
 /// Removes the containers of these owners, and their snapshots but those that outlive their runs.

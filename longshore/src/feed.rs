@@ -34,6 +34,41 @@ pub(crate) enum Update {
     LogsEnd,
 }
 
+/// How a run stood before somebody went on with it: none of that is news.
+#[derive(Clone, Debug)]
+pub(crate) struct Since {
+    pub(crate) view: RunView,
+    /// Of its changes, and so of its logs.
+    pub(crate) place: String,
+}
+
+impl Since {
+    /// As it stands now.
+    pub(crate) async fn now(client: &Client, run: RunId) -> Result<Self, ClientError> {
+        let mut events = client.events(run);
+        loop {
+            let Next::Frame(frame) = events.next().await? else { continue };
+            let unreadable = |reason: String| ClientError::Answer { reason };
+            let event = serde_json::from_str(&frame.data).map_err(|error| unreadable(error.to_string()))?;
+            let (RunEvent::View { view }, Some(change)) = (event, frame.id) else {
+                return Err(unreadable("the first event is not the run's view".to_owned()));
+            };
+            // Nothing of the change itself is a line.
+            return Ok(Self { view, place: format!("{change}-0") });
+        }
+    }
+
+    /// What is carried out anew, as the run stands now, is news again.
+    pub(crate) fn but_for_what_changed(mut self, now: &RunView) -> Self {
+        for (known, now) in self.view.steps.iter_mut().zip(&now.steps) {
+            if known != now {
+                known.outcome = None;
+            }
+        }
+        self
+    }
+}
+
 /// Follows one run until both of its streams have ended.
 pub(crate) struct Feed {
     updates: mpsc::Receiver<Result<Update, ClientError>>,
@@ -43,12 +78,13 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    pub(crate) fn open(client: &Client, run: RunId) -> Self {
+    /// Of the logs only what comes behind a [place](Since::place), if one is given.
+    pub(crate) fn open(client: &Client, run: RunId, logs_behind: Option<String>) -> Self {
         let (sender, updates) = mpsc::channel(UPDATES_MAX);
         let mut tasks = JoinSet::new();
         tasks.spawn(pump(client.events(run), sender.clone(), of_run));
         let query = LogQuery { follow: true, ..LogQuery::default() };
-        tasks.spawn(pump(client.logs(run, &query), sender, of_log));
+        tasks.spawn(pump(client.logs(run, &query).behind(logs_behind), sender, of_log));
         Self { updates, open: 2, _tasks: tasks }
     }
 

@@ -11,7 +11,7 @@ use crate::cli::Output;
 use crate::client::Client;
 use crate::embedded::Embedded;
 use crate::failure::{EXIT_CANCELLED, EXIT_INFRA, Failure};
-use crate::feed::{Feed, Update};
+use crate::feed::{Feed, Since, Update};
 use crate::render::json::JsonProgress;
 use crate::render::progress::Progress;
 use crate::render::screen;
@@ -40,11 +40,24 @@ pub(crate) async fn follow(
     client: &Client,
     run: RunId,
     output: Output,
-    mut whose: Whose<'_>,
+    whose: Whose<'_>,
     interrupts: &mut Interrupts,
 ) -> Result<u8, Failure> {
-    let mut show = Show::new(output);
-    let mut feed = Feed::open(client, run);
+    follow_since(client, run, output, whose, interrupts, None).await
+}
+
+/// As [`follow`]; of what was so `since` then, nothing is told but in the end.
+pub(crate) async fn follow_since(
+    client: &Client,
+    run: RunId,
+    output: Output,
+    mut whose: Whose<'_>,
+    interrupts: &mut Interrupts,
+    since: Option<Since>,
+) -> Result<u8, Failure> {
+    let (known, place) = since.map(|Since { view, place }| (view, place)).unzip();
+    let mut show = Show::new(output, known);
+    let mut feed = Feed::open(client, run, place);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut unheard: Option<Failure> = None;
@@ -128,9 +141,9 @@ async fn interrupted(
 }
 
 impl Show {
-    fn new(output: Output) -> Self {
+    fn new(output: Output, known: Option<RunView>) -> Self {
         match output {
-            Output::Text => Self::Text(Box::new(Progress::new(Style::detect()))),
+            Output::Text => Self::Text(Box::new(Progress::new(Style::detect()).since(known))),
             Output::Json => Self::Json(JsonProgress::default()),
         }
     }

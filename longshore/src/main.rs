@@ -1,7 +1,7 @@
 //! `longshore`: the one binary. It parses the command line, builds what the command needs, and runs it.
 //!
 //! [`cli`] is what may be typed, [`commands`] does it, one file per command. Below them: [`client`] speaks the
-//! coordinator's API over a [`transport`] and [`sse`], [`feed`] and [`follow`] watch a run, [`render`] shows it;
+//! coordinator's API over a [`transport`] and [`sse`], [`feed`] and [`follow`] watch a run, [`render`] shows it; [`last_words`] what a failed step said last;
 //! [`sources`] packs what goes into steps; [`embedded`] is coordinator and worker in this process, over the
 //! [`state`] directory; [`runs`] finds past runs there or on a fleet; [`server`] is what the two daemons share.
 
@@ -13,6 +13,7 @@ mod failure;
 mod feed;
 mod file;
 mod follow;
+mod last_words;
 mod render;
 mod runs;
 mod server;

@@ -121,7 +121,8 @@ fn past(state: &StateDir, run: RunId) -> Result<Client, Failure> {
     Ok(Client::new(Transport::Local(router)))
 }
 
-fn pick(name: &str, newest_first: &[RunId]) -> Result<RunId, Failure> {
+/// The run that is meant by an id, a unique prefix of one, or `last`, of these.
+pub(crate) fn pick(name: &str, newest_first: &[RunId]) -> Result<RunId, Failure> {
     if name == "last" {
         return newest_first
             .first()

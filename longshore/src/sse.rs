@@ -64,6 +64,13 @@ impl EventStream {
         }
     }
 
+    /// Only what comes behind an event of this id.
+    #[must_use]
+    pub(crate) fn behind(mut self, id: Option<String>) -> Self {
+        self.last_id = id;
+        self
+    }
+
     /// The next event. An error is final: the first try found nobody, or the server refuses.
     pub(crate) async fn next(&mut self) -> Result<Next, ClientError> {
         loop {

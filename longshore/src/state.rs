@@ -50,6 +50,16 @@ pub(crate) struct RunLock {
     path: PathBuf,
 }
 
+/// What became of taking the lock of a run that was carried out before.
+#[derive(Debug)]
+pub(crate) enum Again {
+    Taken(RunLock),
+    /// Somebody is at it, or sweeps what is left of it.
+    Held,
+    /// Its process is dead, and what it left stands there.
+    OnAnotherEngine(EngineId),
+}
+
 /// A run whose process is dead. Holds its lock, so that only one sweeper is at it.
 #[derive(Debug)]
 pub(crate) struct Dead {
@@ -129,6 +139,26 @@ impl StateDir {
         let path = locks.join(lock_name(run));
         let file = file.persist_noclobber(&path).map_err(|error| error.error)?;
         Ok(RunLock { file, path })
+    }
+
+    /// Takes the lock of a run that was carried out before; of a dead process, if it was killed.
+    pub(crate) fn lock_again(&self, run: RunId, note: &LockNote) -> io::Result<Again> {
+        let path = self.root.join("locks").join(lock_name(run));
+        if let Some((lock, left)) = RunLock::of_the_dead(path.clone())? {
+            if left.engine != note.engine {
+                return Ok(Again::OnAnotherEngine(left.engine));
+            }
+            return Ok(Again::Taken(lock));
+        }
+        if path.exists() {
+            return Ok(Again::Held);
+        }
+        match self.lock(run, note) {
+            Ok(lock) => Ok(Again::Taken(lock)),
+            // Two at once: the other one was quicker.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Again::Held),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the process that carries out a run lives.
@@ -291,6 +321,23 @@ mod tests {
         held.remove().unwrap();
         assert!(!state.is_held(alive));
         assert!(state.dead(&engine()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_lock_is_taken_again_from_the_dead_and_from_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open_at(dir.path()).unwrap();
+        let run = RunId::new();
+        let held = state.lock(run, &note()).unwrap();
+        assert!(matches!(state.lock_again(run, &note()).unwrap(), Again::Held));
+        drop(held);
+        let elsewhere = LockNote { engine: EngineId("engine-2".to_owned()), ..note() };
+        assert!(matches!(state.lock_again(run, &elsewhere).unwrap(), Again::OnAnotherEngine(left) if left == engine()));
+        let Again::Taken(again) = state.lock_again(run, &note()).unwrap() else { panic!("nobody holds it") };
+        assert!(state.is_held(run) && state.dead(&engine()).unwrap().is_empty());
+        // It ended in order: there is no lock, and any Engine will do.
+        again.remove().unwrap();
+        assert!(matches!(state.lock_again(run, &elsewhere).unwrap(), Again::Taken(_)));
     }
 
     #[test]

@@ -286,3 +286,106 @@ fn a_pipeline_can_come_from_stdin() {
     assert!(stdout(&output).contains("greet | hello"), "{}", stdout(&output));
     assert_eq!(code(&output), 0);
 }
+
+/// Its second step passes with the third attempt.
+fn flaky() -> String {
+    pipeline(&[
+        ("build", "timeout: 1m", "echo built > /made\necho building"),
+        ("test", "from: build", "cat /made\necho trying $LONGSHORE_ATTEMPT\ntest $LONGSHORE_ATTEMPT -gt 2"),
+        ("after", "from: test", "cat /made"),
+    ])
+}
+
+#[test]
+fn a_failed_run_is_tried_again_until_it_passes_and_says_why() {
+    let place = Place::new();
+    place.file("p.yaml", &flaky());
+    let first = done(place.with_docker(&["run", "p.yaml"]));
+    assert_eq!(code(&first), 1, "{}{}", stdout(&first), stderr(&first));
+    let run = run_id(stdout(&first).lines().next().unwrap());
+    let shown = stdout(&done(place.longshore(&["show"])));
+    assert!(shown.contains("\n✗ test: failed{1}\n    built\n    trying 1\n"), "its last words: {shown}");
+    let why = stdout(&done(place.longshore(&["why", "last", "test"])));
+    assert!(why.contains("it failed with exit status 1; it has no rule to try it again"), "{why}");
+    assert!(why.contains("this machine's worker claimed attempt 1") && why.contains("    trying 1\n"), "{why}");
+    let why = stdout(&done(place.longshore(&["why"])));
+    assert!(why.starts_with("test  ✗ failed{1}\n") && !why.contains("after"), "{why}");
+
+    // What was asked for is not there.
+    let nothing = done(place.with_docker(&["retry", &run, "--only", "infra"]));
+    assert_eq!(code(&nothing), 2, "{}{}", stdout(&nothing), stderr(&nothing));
+    assert!(stderr(&nothing).contains("nothing to try again"), "{}", stderr(&nothing));
+    assert!(place.containers().is_empty() && place.locks().is_empty());
+
+    let second = done(place.with_docker(&["retry", &run, "--only", "failed"]));
+    let printed = stdout(&second);
+    assert_eq!(code(&second), 1, "{printed}{}", stderr(&second));
+    assert!(printed.starts_with(&format!("t  {run}  3 steps, goes on with 2\n")), "{printed}");
+    assert!(printed.contains("test | trying 2\n") && !printed.contains("trying 1"), "only what is new: {printed}");
+    assert!(!printed.contains("✓ build"), "it had passed before: {printed}");
+    assert!(printed.contains("↻ build  made again as build~1"), "{printed}");
+
+    let third = done(place.with_docker(&["retry"]));
+    let printed = stdout(&third);
+    assert_eq!(code(&third), 0, "{printed}{}", stderr(&third));
+    assert!(printed.contains("test | trying 3\n") && printed.contains("after | built\n"), "{printed}");
+    assert!(printed.lines().last().unwrap().starts_with(&format!("{run} passed in ")), "{printed}");
+    let passed = done(place.longshore(&["retry", &run]));
+    assert_eq!(code(&passed), 2);
+    assert!(stderr(&passed).contains("every step of run"), "{}", stderr(&passed));
+    let shown = objects(&stdout(&done(place.longshore(&["--output", "json", "show"]))));
+    assert_eq!((&shown[0]["retries"], &shown[0]["steps"][0]["attempts"].as_array().unwrap().len()), (&2.into(), &1));
+    assert!(place.containers().is_empty() && place.snapshots().is_empty() && place.locks().is_empty());
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    let place = Place::new();
+    // Long enough for what happens to it here.
+    let script = "echo up $LONGSHORE_ATTEMPT\nsleep 15\necho over";
+    let text = pipeline(&[("first", "timeout: 1m", "echo once"), ("long", "from: first", script)]);
+    place.file("p.yaml", &text);
+    let mut killed = Started::new(place.with_docker(&["run", "p.yaml"]));
+    let run = run_id(&killed.until("2 steps"));
+    killed.until("long | up 1");
+    let busy = done(place.with_docker(&["retry", &run]));
+    assert_eq!(code(&busy), 2, "{}", stdout(&busy));
+    assert!(stderr(&busy).contains("is still going, in another process"), "{}", stderr(&busy));
+    killed.signal(Signal::KILL);
+    killed.child.wait().unwrap();
+    let shown = stdout(&done(place.longshore(&["show"])));
+    assert!(shown.contains("interrupted") && shown.contains(&format!("longshore retry {run}")), "{shown}");
+    let why = stdout(&done(place.longshore(&["why"])));
+    assert!(why.contains("its command runs at this machine's worker") && why.contains("interrupted"), "{why}");
+
+    // P10: its container went on meanwhile, and is taken up.
+    let output = done(place.with_docker(&["retry", &run]));
+    let printed = stdout(&output);
+    assert_eq!(code(&output), 0, "{printed}{}", stderr(&output));
+    assert!(printed.contains("long | over\n") && !printed.contains("up 2"), "{printed}");
+    assert!(!printed.contains("first | once"), "{printed}");
+    let logs = stdout(&done(place.longshore(&["logs", &run])));
+    assert_eq!(logs, "first | once\nlong | up 1\nlong | over\n");
+    assert!(place.containers().is_empty() && place.locks().is_empty());
+}
+
+#[test]
+fn an_interrupted_run_whose_containers_were_swept_goes_on_too() {
+    let place = Place::new();
+    let script = "echo up $LONGSHORE_ATTEMPT\n[ $LONGSHORE_ATTEMPT = 1 ] || exit 0\nsleep 600";
+    place.file("p.yaml", &pipeline(&[("long", "timeout: 20m", script)]));
+    place.file("short.yaml", &pipeline(&[("short", "timeout: 1m", "true")]));
+    let mut killed = Started::new(place.with_docker(&["run", "p.yaml"]));
+    let run = run_id(&killed.until("1 step"));
+    killed.until("long | up 1");
+    killed.signal(Signal::KILL);
+    killed.child.wait().unwrap();
+    assert_eq!(code(&done(place.with_docker(&["run", "short.yaml"]))), 0);
+    assert!(place.containers().is_empty());
+    let output = done(place.with_docker(&["retry", &run]));
+    let printed = stdout(&output);
+    assert_eq!(code(&output), 0, "{printed}{}", stderr(&output));
+    assert!(printed.contains("long | up 2\n"), "{printed}");
+    let why = stdout(&done(place.longshore(&["why", &run, "long"])));
+    assert!(why.contains("the fleet tries it again (once)") && why.contains("it passed"), "{why}");
+}

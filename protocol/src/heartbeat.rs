@@ -49,6 +49,10 @@ pub struct Heartbeat {
     /// When it was sent, by a clock of the worker's own: the coordinator gives it back where it answers (P18).
     #[serde(default)]
     pub stamp_ms: u64,
+    /// Attempts whose output fills what may stand on the worker's disk: they wait on their pipes until more is stored
+    /// (P15).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<Claim>,
     /// The number of the last event it sent before: "not held" counts only when all up to it are in.
     pub last_event: u64,
     /// Free bytes where the Engine keeps its data, if the worker can see that.

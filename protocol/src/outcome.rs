@@ -21,6 +21,10 @@ pub const HANDED_BACK: &str = "handed_back";
 /// nobody's fault, so it is tried again uncharged.
 pub const GO_VOID: &str = "go_void";
 
+/// What the reason in `infra{lease, …}` of a step begins with on which so many workers were lost that it is tried no more
+/// (promise 5).
+pub const POISON: &str = "poison";
+
 /// How an attempt, and in the end its step, ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -64,7 +68,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CancelledBy {
-    /// The user cancelled the run.
+    /// The user, who cancelled the run or the step.
     User,
     /// The run took longer than its timeout.
     RunTimeout,
@@ -109,6 +113,11 @@ impl Outcome {
     /// P18: whether it waited for a `go` in vain: it is tried again, charged to nobody.
     pub fn is_go_void(&self) -> bool {
         matches!(self, Self::Infra { reason, .. } if reason == GO_VOID)
+    }
+
+    /// Whether workers were lost on it until it was tried no more.
+    pub fn is_poison(&self) -> bool {
+        matches!(self, Self::Infra { stage: InfraStage::Lease, reason } if reason.starts_with(POISON))
     }
 
     /// Whether the user's `retry` rule sees it (promise 5): the user's failures and no others.

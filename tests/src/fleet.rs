@@ -338,8 +338,8 @@ impl Fleet {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}"))
     }
 
-    pub(crate) async fn post(&self, path: &str) -> Value {
-        let response = self.http.post(self.url(path)).send().await.expect("the coordinator answers");
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Value {
+        let response = self.http.post(self.url(path)).json(body).send().await.expect("the coordinator answers");
         let status = response.status();
         let text = response.text().await.expect("a body");
         assert!(status.is_success(), "{path}: {status}: {text}");

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use longshore_coordinator::api::types::LogLine;
 use longshore_coordinator::core::view::{RunOutcome, RunView, StepPhase, StepView};
+use longshore_coordinator::why::Why;
 use longshore_protocol::{Attempt, Outcome, RunId};
+use serde_json::json;
 
 use crate::engine::try_docker;
 use crate::fleet::Fleet;
@@ -132,7 +134,22 @@ impl<'a> Run<'a> {
 
     /// Cancels it.
     pub async fn cancel(&self) {
-        self.fleet.post(&format!("/v1/runs/{}/cancel", self.id)).await;
+        self.fleet.post(&format!("/v1/runs/{}/cancel", self.id), &json!({})).await;
+    }
+
+    /// Cancels one step of it.
+    pub async fn cancel_step(&self, step: &str) {
+        self.fleet.post(&format!("/v1/runs/{}/steps/{step}/cancel", self.id), &json!({})).await;
+    }
+
+    /// Opens it again; of what did not pass only what ended in these ways, if some are named.
+    pub async fn retry(&self, only: &[&str]) {
+        self.fleet.post(&format!("/v1/runs/{}/retry", self.id), &json!({ "only": only })).await;
+    }
+
+    /// Why a step is as it is.
+    pub async fn why(&self, step: &str) -> Why {
+        self.fleet.get(&format!("/v1/runs/{}/steps/{step}/why", self.id)).await
     }
 
     /// Waits until its view is as asked for.

@@ -70,6 +70,8 @@ pub(crate) struct Spooled {
     pub(crate) asked: u64,
     /// Nothing can be given back: the file system cannot, or failed.
     pub(crate) kept: bool,
+    /// The command waits, because so much of its output stands here as may.
+    pub(crate) full: bool,
 }
 
 impl Spooled {
@@ -322,6 +324,12 @@ impl Attempts {
     /// Every record (P7, P9, P10).
     pub(crate) fn records(&self) -> Vec<AttemptRecord> {
         self.lock().held.values().map(|held| held.record.clone()).collect()
+    }
+
+    /// P15: those whose commands wait until more of their output is stored.
+    pub(crate) fn full(&self) -> Vec<Claim> {
+        let full = |held: &&Held| held.spooled.borrow().full;
+        self.lock().held.values().filter(full).map(|held| held.record.claim.clone()).collect()
     }
 
     /// Writes what a restart should know, though nothing goes wrong without it.

@@ -56,6 +56,9 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Renders `/metrics`: the process installs its one recorder, the worker only reads it.
     pub metrics_render: Option<PrometheusHandle>,
+    /// How often a worker of this id was started on another state directory, as far as is known: this start counts on
+    /// from there (P10).
+    pub starts_before: u64,
     /// The embedded worker is given its id. `None`: it makes one and keeps it in the state directory.
     pub worker_id: Option<WorkerId>,
     /// P15: bytes of one step's spool that are kept on disk until they are stored. A step that has so much there waits,
@@ -94,6 +97,7 @@ impl Config {
             blobs,
             metrics_listen: None,
             metrics_render: None,
+            starts_before: 0,
             worker_id: None,
             spool_bytes_max: SPOOL_BYTES_MAX,
             output_bytes_max: OUTPUT_BYTES_MAX,

@@ -60,6 +60,7 @@ fn messages<B: Broker, E: Engine>(context: &Context<B, E>, disk_free_bytes: Opti
         snapshots: context.snapshots.all(),
         parked: context.parked.claims(),
         stamp_ms,
+        full: context.attempts.full(),
         last_event,
         disk_free_bytes,
     }));

@@ -169,6 +169,14 @@ impl Spool {
     /// Whether there is room in a spool that was full. Waits for some as long as it may.
     async fn is_room(&self, waits: Option<&CancellationToken>) -> bool {
         let Some(enough) = waits else { return !self.is_full() };
+        // P15: `why` says so.
+        self.spooled.send_modify(|spooled| spooled.full = true);
+        let room = self.until_room(enough).await;
+        self.spooled.send_modify(|spooled| spooled.full = false);
+        room
+    }
+
+    async fn until_room(&self, enough: &CancellationToken) -> bool {
         let mut spooled = self.spooled.subscribe();
         while self.is_full() && !enough.is_cancelled() {
             if spooled.borrow_and_update().kept {

@@ -59,10 +59,10 @@ impl<B: Broker, E: Engine> Worker<B, E> {
         let dir = config.state_dir.clone();
         let disk = blocking(move || Disk::open(&dir)).await?;
         let info = engine.info().await?;
-        let (given, engine_id) = (config.worker_id.clone(), info.id.clone());
+        let (given, starts_before, engine_id) = (config.worker_id.clone(), config.starts_before, info.id.clone());
         let (disk, who, epoch, log) = blocking(move || {
             let id = disk.identity(given.as_ref(), &engine_id)?;
-            let incarnation = disk.next_incarnation()?;
+            let incarnation = disk.next_incarnation(starts_before)?;
             let (epoch, log) = (disk.epoch()?, disk.take_over()?);
             Ok::<_, WorkerError>((Arc::new(disk), Who { id, incarnation, engine_id }, epoch, log))
         })

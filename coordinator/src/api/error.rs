@@ -33,6 +33,12 @@ pub enum ApiError {
     /// `run_exists` (409): the id is another pipeline's.
     #[error("run {0} exists and is another pipeline's")]
     RunExists(RunId),
+    /// `run_open` (409): it is not settled.
+    #[error("the run is still going")]
+    RunOpen,
+    /// `nothing_to_retry` (409).
+    #[error("there is nothing to try again: {0}")]
+    NothingToRetry(&'static str),
     /// `blobs_missing` (409): upload them and submit again.
     #[error("{} of the pipeline's blobs are not here: {}", .0.len(), named(.0))]
     BlobsMissing(Vec<BlobHash>),
@@ -70,7 +76,9 @@ impl ApiError {
             Self::ForeignHost => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::ReadOnly => StatusCode::METHOD_NOT_ALLOWED,
-            Self::RunExists(_) | Self::BlobsMissing(_) => StatusCode::CONFLICT,
+            Self::RunExists(_) | Self::BlobsMissing(_) | Self::RunOpen | Self::NothingToRetry(_) => {
+                StatusCode::CONFLICT
+            }
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::InvalidPipeline(_) | Self::HashMismatch(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::NotLeading => StatusCode::SERVICE_UNAVAILABLE,
@@ -86,6 +94,8 @@ impl ApiError {
             Self::ForeignHost => "foreign_host",
             Self::NotFound(_) => "not_found",
             Self::RunExists(_) => "run_exists",
+            Self::RunOpen => "run_open",
+            Self::NothingToRetry(_) => "nothing_to_retry",
             Self::BlobsMissing(_) => "blobs_missing",
             Self::TooLarge(_) => "too_large",
             Self::InvalidPipeline(_) => "invalid_pipeline",
@@ -101,6 +111,8 @@ impl ApiError {
             Self::Unauthorized => Some("send the header `Authorization: Bearer TOKEN`"),
             Self::ForeignHost => Some("use http://127.0.0.1:PORT, or start the coordinator with a token"),
             Self::RunExists(_) => Some("choose a new id; a repeated submit sends the same pipeline"),
+            Self::RunOpen => Some("wait until it is settled, or cancel it, then try again what did not pass"),
+            Self::NothingToRetry(_) => Some("`longshore show` tells how each step ended; ask without --only for all"),
             Self::BlobsMissing(_) => Some("PUT each to /v1/blobs/HASH, then submit again with the same id"),
             Self::HashMismatch(_) => Some("the source changed while it was sent: pack it again"),
             Self::ReadOnly => Some("ask a running coordinator"),

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `POST /v1/runs` | [`submit`]: takes a run; 201, or 200 if it is known |
 //! | `GET /v1/runs`, `GET /v1/runs/{run}`, `POST …/cancel` | [`runs`] |
+//! | `POST /v1/runs/{run}/retry` | [`retry`]: 202, or 409 if there is nothing to try again |
+//! | `POST /v1/runs/{run}/steps/{step}/cancel`, `GET …/why` | [`steps`] |
 //! | `GET /v1/runs/{run}/events` | [`events`]: what changes, as SSE with `Last-Event-ID` |
 //! | `GET /v1/runs/{run}/logs` | [`logs`]: raw bytes, or SSE with `Last-Event-ID` |
 //! | `GET /v1/workers` | [`runs::workers`] |
@@ -22,7 +24,9 @@ mod error;
 mod events;
 mod health;
 mod logs;
+mod retry;
 mod runs;
+mod steps;
 mod submit;
 pub mod types;
 
@@ -131,6 +135,9 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/v1/runs", post(submit::submit).get(runs::list))
         .route("/v1/runs/{run}", get(runs::show))
         .route("/v1/runs/{run}/cancel", post(runs::cancel))
+        .route("/v1/runs/{run}/retry", post(retry::retry))
+        .route("/v1/runs/{run}/steps/{step}/cancel", post(steps::cancel))
+        .route("/v1/runs/{run}/steps/{step}/why", get(steps::why))
         .route("/v1/runs/{run}/events", get(events::follow))
         .route("/v1/runs/{run}/logs", get(logs::logs))
         .route("/v1/workers", get(runs::workers))

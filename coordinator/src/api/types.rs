@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::entry::LogGap;
+use crate::core::retry::Missed;
 use crate::core::view::{RunSummary, RunView, StepView, WorkerView};
 use crate::pipeline::Pipeline;
 
@@ -18,6 +19,14 @@ pub struct SubmitRequest {
     pub pipeline: Pipeline,
 }
 
+/// The body of `POST /v1/runs/{run}/retry`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RetryRequest {
+    /// Which of the steps that did not pass; empty for all of them. What waits for them follows.
+    #[serde(default)]
+    pub only: Vec<Missed>,
+}
+
 /// The answer to `GET /v1/runs`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunList {
@@ -25,6 +34,13 @@ pub struct RunList {
     pub runs: Vec<RunSummary>,
     /// Where there are older ones: the `before` of the next page.
     pub next: Option<RunId>,
+}
+
+/// The answer to `POST /v1/runs/{run}/steps/{step}/cancel`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StepList {
+    /// Those that were meant, in the pipeline's order, as they are now.
+    pub steps: Vec<StepView>,
 }
 
 /// The answer to `GET /v1/workers`.

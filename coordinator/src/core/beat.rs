@@ -50,6 +50,7 @@ impl Core {
         seen.tick = tick;
         seen.slots_free = Some(heartbeat.slots_free);
         seen.disk_free_bytes = heartbeat.disk_free_bytes;
+        seen.full.clone_from(&heartbeat.full);
         seen.snapshots = u32::try_from(heartbeat.snapshots.len()).unwrap_or(u32::MAX);
         seen.parked = u32::try_from(heartbeat.parked.len()).unwrap_or(u32::MAX);
         let held = heartbeat.attempts.iter().filter(|record| !matches!(record.phase, Phase::Finished(_))).count();

@@ -1,7 +1,7 @@
 //! Timeouts that are the coordinator's own: of a whole run, and of the time that a step waits for a worker. A command's
 //! own is its worker's.
 //!
-//! Both are functions of the journal: a run's counts from its submission, a step's from when it could be dispatched.
+//! Both are functions of the journal: a run's counts from its submission, or from when it was opened again, a step's from when it could be dispatched.
 
 use longshore_protocol::RunId;
 use longshore_protocol::outcome::CancelledBy;
@@ -32,6 +32,10 @@ impl Core {
         match entry {
             Entry::Submitted { .. } => {
                 (0..run.steps.len()).for_each(expect);
+                self.deadlines.extend(run.deadline().map(|at| (at, id)));
+            }
+            Entry::RetryAsked { steps, .. } => {
+                steps.iter().map(|step| run.indices[step]).for_each(expect);
                 self.deadlines.extend(run.deadline().map(|at| (at, id)));
             }
             Entry::Settled { execution, outcome, .. } if outcome.is_passed() => {
@@ -108,6 +112,6 @@ impl Core {
 
 impl Run {
     fn deadline(&self) -> Option<Millis> {
-        Some(self.submitted_at + self.pipeline.timeout_ms?)
+        Some(self.retried_at.unwrap_or(self.submitted_at) + self.pipeline.timeout_ms?)
     }
 }

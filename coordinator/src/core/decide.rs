@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use longshore_protocol::control::Control;
 use longshore_protocol::event::Claim;
 use longshore_protocol::outcome::CancelledBy;
-use longshore_protocol::{Epoch, Incarnation, PoolName, RunId, WorkerId};
+use longshore_protocol::{Epoch, ExecutionId, Incarnation, PoolName, RunId, WorkerId};
 
 use super::config::CoreConfig;
 use super::effect::{Effect, JobQueue};
@@ -160,6 +160,8 @@ impl Core {
                 }
             }
             Input::Cancel { run, by } => self.cancel(*run, by, now, &mut out),
+            Input::Retry { run, only } => self.retry(*run, only, now, &mut out),
+            Input::CancelSteps { run, steps } => self.cancel_steps(*run, steps, now, &mut out),
             Input::Event(message) => self.hear(message, now, &mut out),
             Input::Heartbeat(heartbeat) => self.beat(heartbeat, now, &mut out),
             Input::Tick { epoch } => self.tick(*epoch, now, &mut out),
@@ -210,7 +212,11 @@ impl Core {
                 let unsettled = (0..run.steps.len()).filter(|step| run.steps[*step].stage != Stage::Settled);
                 self.dirty.extend(unsettled.map(|step| (id, step)));
             }
-            Entry::Ended { execution, .. } => {
+            Entry::RetryAsked { steps, .. } => {
+                let ready = steps.iter().map(|step| run.indices[step]).filter(|step| run.steps[*step].waits == 0);
+                self.dirty.extend(ready.map(|step| (id, step)));
+            }
+            Entry::StepCancelAsked { execution, .. } | Entry::Ended { execution, .. } => {
                 self.dirty.insert((id, run.indices[execution]));
             }
             Entry::Retried { execution, not_before_ms, .. } => {
@@ -252,6 +258,10 @@ impl Core {
                 out.runs.insert(id);
                 out.touched.extend((0..run.steps.len()).map(|step| (id, step)));
             }
+            Entry::RetryAsked { steps, .. } => {
+                out.runs.insert(id);
+                out.touched.extend(steps.iter().map(|step| (id, run.indices[step])));
+            }
             Entry::CancelAsked { .. } | Entry::RunSettled { .. } => {
                 out.runs.insert(id);
             }
@@ -261,6 +271,7 @@ impl Core {
             }
             Entry::RemakeBegun { execution, .. }
             | Entry::LeftLost { execution, .. }
+            | Entry::StepCancelAsked { execution, .. }
             | Entry::Dispatched { execution, .. }
             | Entry::Accepted { execution, .. }
             | Entry::Started { execution, .. }
@@ -310,6 +321,21 @@ impl Core {
         };
         if run.outcome.is_none() && !known {
             self.commit(Entry::CancelAsked { run: id, by: by.clone() }, now, out);
+        }
+    }
+
+    /// What waits for them is skipped when they are settled, as behind any step that did not pass; but it is no failure,
+    /// so the rest of the run goes on.
+    fn cancel_steps(&mut self, id: RunId, steps: &[ExecutionId], now: Millis, out: &mut Step) {
+        for execution in steps {
+            let Some(run) = self.state.runs.get(&id) else { return };
+            let step = run.indices.get(execution).map(|index| &run.steps[*index]);
+            let open = step.is_some_and(|step| {
+                step.remake_of.is_none() && step.stage != Stage::Settled && !step.cancelled && !run.cancelled
+            });
+            if open {
+                self.commit(Entry::StepCancelAsked { run: id, execution: *execution }, now, out);
+            }
         }
     }
 

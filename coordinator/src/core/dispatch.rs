@@ -9,7 +9,7 @@ use longshore_protocol::{EngineId, PoolName, RunId, Shard, SnapshotId, WorkerId}
 
 use super::decide::{Core, Step};
 use super::effect::{Effect, JobQueue};
-use super::entry::{Entry, Origin};
+use super::entry::{CacheLook, Entry, Origin};
 use super::input::Millis;
 use super::ready::Lane;
 use super::state::{Run, Stage};
@@ -88,7 +88,9 @@ impl Core {
             keep: keep_of(run, index),
             dispatched_at_ms: now,
         });
-        self.commit(Entry::Dispatched { run: id, execution, attempt, queue: queue.clone(), base: origin }, now, out);
+        let cache = self.look_for_key(run, index);
+        let queued = queue.clone();
+        self.commit(Entry::Dispatched { run: id, execution, attempt, queue: queued, base: origin, cache }, now, out);
         out.effects.push(Effect::Dispatch { queue, job });
     }
 
@@ -176,6 +178,27 @@ impl Core {
             return Fit::Never(format!("{SNAPSHOT_LOST}: {reason}"));
         }
         Fit::Lost(Some(reason))
+    }
+
+    /// Who could have what is kept under the step's key, for the journal: that is why nothing was found, if it is not.
+    fn look_for_key(&self, run: &Run, index: usize) -> Option<CacheLook> {
+        /// A journal's entry is no list of the fleet.
+        const NAMED: usize = 8;
+        let planned = run.planned(index);
+        let key = SnapshotId::cached(&run.tenant, planned.cache_key.as_ref()?);
+        let pool = &planned.spec.pool;
+        let serve = self.state.workers.iter().filter(|(_, worker)| worker.alive && worker.hello.pool == *pool);
+        let asked: Vec<&WorkerId> = serve.map(|(id, _)| id).collect();
+        let has = self.fleet.cached_by.get(&key);
+        let count = |workers: usize| u32::try_from(workers).unwrap_or(u32::MAX);
+        let is_silent = |id: &WorkerId| self.fleet.seen.get(id).is_none_or(|seen| seen.slots_free.is_none());
+        let named = |ids: &mut dyn Iterator<Item = &&WorkerId>| ids.take(NAMED).map(|id| (*id).clone()).collect();
+        Some(CacheLook {
+            asked: count(asked.len()),
+            named: named(&mut asked.iter()),
+            silent: count(asked.iter().filter(|id| is_silent(id)).count()),
+            has: named(&mut asked.iter().filter(|id| has.is_some_and(|has| has.contains(**id)))),
+        })
     }
 
     /// The one with the most slots to spare; of several, the first by id.

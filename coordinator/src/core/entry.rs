@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::effect::JobQueue;
+use super::retry::Missed;
 use super::view::RunOutcome;
 use crate::pipeline::Pipeline;
 
@@ -31,6 +32,22 @@ pub enum Entry {
         run: RunId,
         /// Who.
         by: CancelledBy,
+    },
+    /// The user no longer wants one step. The rest of its run goes on, but for what waits for it.
+    StepCancelAsked {
+        /// Of which run.
+        run: RunId,
+        /// Which step.
+        execution: ExecutionId,
+    },
+    /// A settled run is opened again: these steps, which did not pass, are carried out anew, with fresh charges.
+    RetryAsked {
+        /// Which run.
+        run: RunId,
+        /// What was asked for; empty for every step that had not passed.
+        only: Vec<Missed>,
+        /// The steps, in the pipeline's order.
+        steps: Vec<ExecutionId>,
     },
     /// A worker's events up to this number are in (P9).
     Heard {
@@ -72,6 +89,9 @@ pub enum Entry {
         queue: JobQueue,
         /// What it starts from.
         base: Origin,
+        /// Of a step that has a key: where that was looked for. Older journals do not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cache: Option<CacheLook>,
     },
     /// The first claim of an attempt (P5): from here on it has an owner.
     Accepted {
@@ -119,7 +139,7 @@ pub enum Entry {
         /// Milliseconds since the Unix epoch.
         not_before_ms: u64,
     },
-    /// A step's outcome is fixed: exactly once (promise 1).
+    /// A step's outcome is fixed: exactly once, until somebody asks for it again (promise 1).
     Settled {
         /// Which run.
         run: RunId,
@@ -128,7 +148,7 @@ pub enum Entry {
         /// For good.
         outcome: Outcome,
     },
-    /// Every step of a run is settled.
+    /// Every step of a run is settled. Again only after it was opened again.
     RunSettled {
         /// Which.
         run: RunId,
@@ -180,6 +200,20 @@ pub enum Entry {
         /// The execution that makes it again: [`ExecutionId::of_remake`].
         remake: ExecutionId,
     },
+}
+
+/// Who was asked for what is kept under a step's key, when it was sent out: what a miss is explained by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheLook {
+    /// How many workers of its pool were there.
+    pub asked: u32,
+    /// The first of them, by id: enough to know the fleet by.
+    pub named: Vec<WorkerId>,
+    /// How many of them had not reported yet what they have.
+    #[serde(default)]
+    pub silent: u32,
+    /// Those, of the first, that had reported it.
+    pub has: Vec<WorkerId>,
 }
 
 /// What an attempt starts from, as the journal tells it: a job's [`Base`], and what versions before it wrote.
@@ -259,7 +293,7 @@ pub enum End {
 }
 
 /// Why an execution is carried out again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RetryCause {
     /// The fleet's fault, charged to the fleet's limit.
@@ -298,6 +332,8 @@ impl Entry {
             Self::Heard { .. } | Self::Joined { .. } | Self::Back { .. } | Self::LeaseEnded { .. } => None,
             Self::Submitted { run, .. }
             | Self::CancelAsked { run, .. }
+            | Self::StepCancelAsked { run, .. }
+            | Self::RetryAsked { run, .. }
             | Self::Dispatched { run, .. }
             | Self::Accepted { run, .. }
             | Self::Started { run, .. }
@@ -318,6 +354,8 @@ impl Entry {
         match self {
             Self::Submitted { .. } => "submitted",
             Self::CancelAsked { .. } => "cancel_asked",
+            Self::StepCancelAsked { .. } => "step_cancel_asked",
+            Self::RetryAsked { .. } => "retry_asked",
             Self::Heard { .. } => "heard",
             Self::Joined { .. } => "joined",
             Self::Back { .. } => "back",

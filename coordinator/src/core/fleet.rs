@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use longshore_protocol::event::Claim;
 use longshore_protocol::heartbeat::Heartbeat;
 use longshore_protocol::{Incarnation, SnapshotId, WorkerId};
 
@@ -43,6 +44,8 @@ pub(super) struct Seen {
     pub(super) disk_free_bytes: Option<u64>,
     /// It reported no free slot, and not because all are taken: it is ending, say, or its disk is full.
     pub(super) closed: bool,
+    /// Its attempts whose output fills what may stand on its disk (P15).
+    pub(super) full: Vec<Claim>,
     /// When it was last asked for a sync, while a number is missing (P9).
     pub(super) sync_asked: Option<u64>,
     /// Since when its heartbeats name a number that is not in.
@@ -116,6 +119,11 @@ impl Fleet {
             self.cached_by.entry(new.clone()).or_default().insert(worker.clone());
         }
         seen.cached = cached;
+    }
+
+    /// Whether a worker reported that an attempt's output fills what may stand on its disk (P15).
+    pub(super) fn is_full(&self, worker: &WorkerId, claim: &Claim) -> bool {
+        self.seen.get(worker).is_some_and(|seen| seen.full.contains(claim))
     }
 
     /// Ticks since a worker's last sign of life.

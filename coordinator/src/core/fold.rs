@@ -38,11 +38,13 @@ impl State {
         let checked = match entry {
             Entry::Submitted { run, tenant, pipeline } => self.submitted(*run, tenant, pipeline, at),
             Entry::CancelAsked { run, by } => self.cancel_asked(*run, by),
+            Entry::RetryAsked { run, steps, .. } => self.retry_asked(*run, steps, at),
+            Entry::StepCancelAsked { run, execution } => self.step_cancel_asked(*run, *execution),
             Entry::Heard { worker, incarnation, number } => self.heard(worker, *incarnation, *number),
             Entry::Joined { worker, incarnation, hello } => self.joined(worker, *incarnation, hello),
             Entry::Back { worker } => self.alive(worker, true),
             Entry::LeaseEnded { worker } => self.alive(worker, false),
-            Entry::Dispatched { run, execution, attempt, queue, base } => {
+            Entry::Dispatched { run, execution, attempt, queue, base, .. } => {
                 let new = Try::new(Some(queue.clone()), Some(base.clone()), at);
                 self.dispatched(*run, *execution, *attempt, new)
             }
@@ -67,7 +69,7 @@ impl State {
         checked.map_err(|why| Illegal { entry: entry.word(), of: entry.subject(), why })
     }
 
-    fn run(&mut self, run: RunId) -> Result<&mut Run, &'static str> {
+    pub(super) fn run(&mut self, run: RunId) -> Result<&mut Run, &'static str> {
         self.runs.get_mut(&run).ok_or("nobody submitted this run")
     }
 
@@ -95,6 +97,8 @@ impl State {
             graph,
             submitted_at: at,
             settled_at: None,
+            retried_at: None,
+            retries: 0,
             outcome: None,
             cancelled: false,
             timed_out: false,
@@ -127,6 +131,16 @@ impl State {
                 run.failed_first = Some(step.clone());
             }
         }
+        Ok(())
+    }
+
+    fn step_cancel_asked(&mut self, run: RunId, execution: ExecutionId) -> Checked {
+        let (run, step) = self.of(run, execution)?;
+        let step = &mut run.steps[step];
+        ensure(step.remake_of.is_none(), "what is made again is no step of the user's")?;
+        ensure(step.stage != Stage::Settled, "the step is settled")?;
+        ensure(!step.cancelled, "the user asked before")?;
+        step.cancelled = true;
         Ok(())
     }
 
@@ -306,7 +320,7 @@ impl State {
         let (run, index) = self.of(run, execution)?;
         let step = &run.steps[index];
         match step.stage {
-            Stage::Settled => return Err("the step is settled"),     // promise 1
+            Stage::Settled => return Err("the step is settled"), // promise 1: once for each asking
             Stage::Current => return Err("its attempt is not over"), // P11
             Stage::Over => {
                 let last = step.attempts.last().and_then(Try::outcome);
@@ -314,7 +328,10 @@ impl State {
                 let passed = last.as_ref().is_some_and(Outcome::is_passed);
                 // Promise 2: nothing passes but by its owner's word, and that word is never turned round.
                 ensure(outcome.is_passed() == passed, "its attempt ended otherwise")?;
-                ensure(called_off || last.as_ref() == Some(outcome), "its attempt ended otherwise")?;
+                // Promise 5: which workers were lost on it is more than its last attempt knew.
+                let poison =
+                    outcome.is_poison() && step.charged.lost > 0 && last.as_ref().is_some_and(Outcome::is_infra);
+                ensure(called_off || poison || last.as_ref() == Some(outcome), "its attempt ended otherwise")?;
             }
             Stage::Waiting { .. } => {
                 let never_begun = matches!(outcome, Outcome::Cancelled { .. } | Outcome::Skipped { .. });

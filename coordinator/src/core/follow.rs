@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use longshore_protocol::control::Control;
-use longshore_protocol::outcome::{CancelledBy, InfraStage, Outcome};
+use longshore_protocol::outcome::{CancelledBy, InfraStage, Outcome, POISON};
 use longshore_protocol::{RunId, WorkerId};
 
 use super::config::users_backoff;
@@ -110,9 +110,32 @@ impl Core {
             (true, Some(by), _) | (false, Some(by), None) => {
                 self.settle(id, index, Outcome::Cancelled { by }, now, out);
             }
-            (false, _, Some(outcome)) => self.settle(id, index, outcome, now, out),
+            (false, _, Some(outcome)) => {
+                let poison = outcome.is_infra() && charged.lost >= self.config.lost_max;
+                let outcome = if poison { self.poison(id, index) } else { outcome };
+                self.settle(id, index, outcome, now, out);
+            }
             (false, None, None) => unreachable!("a job that reached nobody is dispatched anew without a limit"),
         }
+    }
+
+    /// Promise 5: workers were lost on it, one after the other. Who, and what to do about it.
+    fn poison(&self, id: RunId, index: usize) -> Outcome {
+        let step = self.state.step(id, index);
+        // Those of before it was asked for again were forgiven.
+        let lost = step.attempts.iter().rev().filter(|attempt| matches!(attempt.end, Some(End::Lost { .. })));
+        let mut workers: Vec<String> = lost
+            .take(step.charged.lost as usize)
+            .filter_map(|attempt| attempt.owner.as_ref().map(ToString::to_string))
+            .collect();
+        workers.reverse();
+        let workers = workers.join(", ");
+        let reason = format!(
+            "{POISON}: {} workers were lost while they carried it out, one after the other: {workers}; find out what it \
+             does to its host (memory, disk, the Engine), then have it tried again with `longshore retry --only infra`",
+            step.charged.lost
+        );
+        Outcome::infra(InfraStage::Lease, reason)
     }
 
     /// Fixes a step's outcome, and what follows for the others: those that wait for it are skipped, the rest of

@@ -4,9 +4,10 @@ use longshore_protocol::event::{Claim, EventMessage};
 use longshore_protocol::heartbeat::Heartbeat;
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::Offsets;
-use longshore_protocol::{Epoch, RunId};
+use longshore_protocol::{Epoch, ExecutionId, RunId};
 
 use super::effect::JobQueue;
+use super::retry::Missed;
 use crate::pipeline::Pipeline;
 
 /// Milliseconds since the Unix epoch. Only ever compared with other values that the driver passed in.
@@ -35,6 +36,21 @@ pub enum Input {
         run: RunId,
         /// Who asks.
         by: CancelledBy,
+    },
+    /// The user cancels some steps of a run, by their executions. Of one that is unknown or settled: nothing.
+    CancelSteps {
+        /// Of which run.
+        run: RunId,
+        /// Which.
+        steps: Vec<ExecutionId>,
+    },
+    /// Somebody wants a settled run's steps that did not pass tried again: see
+    /// [`Core::retryable`](super::Core::retryable). Where that refuses: nothing.
+    Retry {
+        /// Which run.
+        run: RunId,
+        /// Which of them; empty for all.
+        only: Vec<Missed>,
     },
     /// A worker's numbered event (P9).
     Event(EventMessage),

@@ -79,7 +79,7 @@ impl Core {
             self.end_before_begin(id, child, reason, now, out);
             return;
         }
-        if step.broken || step.remakes.len() >= self.config.remakes_max as usize {
+        if step.broken || step.remakes.len() - step.remakes_before >= self.config.remakes_max as usize {
             self.end_before_begin(id, child, LINEAGE.to_owned(), now, out);
             return;
         }

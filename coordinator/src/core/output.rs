@@ -130,7 +130,7 @@ impl Core {
 
     /// Whether a run is settled and every log of it closed: nothing of it will change any more.
     pub fn is_done(&self, run: longshore_protocol::RunId) -> bool {
-        self.state.runs.get(&run).is_some_and(|run| run.outcome.is_some() && run.logs_open == 0)
+        self.state.runs.get(&run).is_some_and(super::state::Run::is_done)
     }
 
     /// Drops a run that [is done](Self::is_done) from memory; any other stays. The caller answers from its store

@@ -37,8 +37,11 @@ pub(super) struct Run {
     pub(super) graph: Graph,
     pub(super) submitted_at: Millis,
     pub(super) settled_at: Option<Millis>,
+    /// When it was opened again last, and how often.
+    pub(super) retried_at: Option<Millis>,
+    pub(super) retries: u32,
     pub(super) outcome: Option<RunOutcome>,
-    /// The user asked for its end.
+    /// The user asked for the end of all of it.
     pub(super) cancelled: bool,
     /// It took longer than its timeout, and nobody had asked for its end before.
     pub(super) timed_out: bool,
@@ -84,6 +87,8 @@ pub(super) struct Step {
     /// INVARIANT: the n-th is attempt n.
     pub(super) attempts: Vec<Try>,
     pub(super) outcome: Option<Outcome>,
+    /// The user asked for its end, and not for its run's.
+    pub(super) cancelled: bool,
     pub(super) charged: Charged,
     /// What it left when it passed; or what was made again since.
     pub(super) left: Option<Left>,
@@ -91,6 +96,8 @@ pub(super) struct Step {
     pub(super) remake_of: Option<usize>,
     /// The hidden steps that made its files again, in order. INVARIANT: only the last may be unsettled.
     pub(super) remakes: Vec<usize>,
+    /// How many of them there were when its run was opened again: they do not count towards their bound any more.
+    pub(super) remakes_before: usize,
     /// Making it again failed: nobody tries that any more.
     pub(super) broken: bool,
     /// Why what it left is lost; of a hidden step, why that which it makes again was. For people.
@@ -209,7 +216,7 @@ impl Run {
     /// Who wants the end of a step. A step that keeps going only listens to the user; one that makes again what
     /// another left goes on while somebody waits for that.
     pub(super) fn cancelled_by(&self, step: usize) -> Option<CancelledBy> {
-        if self.cancelled {
+        if self.cancelled || self.steps[step].cancelled {
             return Some(CancelledBy::User);
         }
         if self.timed_out {
@@ -298,10 +305,12 @@ impl Step {
             holding: true,
             attempts: Vec::new(),
             outcome: None,
+            cancelled: false,
             charged: Charged::default(),
             left: None,
             remake_of,
             remakes: Vec::new(),
+            remakes_before: 0,
             broken: false,
             lost: None,
         }

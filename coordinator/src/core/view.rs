@@ -22,7 +22,7 @@ pub enum RunOutcome {
     TimedOut,
     /// No step failed by its user's fault, but the fleet could not carry out one.
     Infra,
-    /// The user cancelled it before anything failed.
+    /// The user cancelled it, or a step of it, and nothing failed.
     Cancelled,
 }
 
@@ -63,6 +63,12 @@ pub struct RunSummary {
     pub submitted_at_ms: Millis,
     /// When its last step was settled.
     pub settled_at_ms: Option<Millis>,
+    /// When it was opened again last, by `longshore retry`.
+    #[serde(default)]
+    pub retried_at_ms: Option<Millis>,
+    /// How often it was.
+    #[serde(default)]
+    pub retries: u32,
     /// Its verdict, once it is settled.
     pub outcome: Option<RunOutcome>,
     /// Whether somebody has asked for its end.
@@ -72,6 +78,14 @@ pub struct RunSummary {
     pub steps: u32,
     /// How many of them are settled.
     pub steps_settled: u32,
+}
+
+impl RunSummary {
+    /// How long it took, the last time it was asked for; `None` while it is not settled.
+    pub fn took_ms(&self) -> Option<Millis> {
+        let begun = self.retried_at_ms.unwrap_or(self.submitted_at_ms);
+        self.settled_at_ms.map(|settled| settled.saturating_sub(begun))
+    }
 }
 
 /// A run with its steps, in the pipeline's order.
@@ -95,6 +109,9 @@ pub struct StepView {
     pub phase: StepPhase,
     /// For good, once it is settled.
     pub outcome: Option<Outcome>,
+    /// Whether the user has asked for the end of this step, and it is not settled yet.
+    #[serde(default)]
+    pub cancelling: bool,
     /// Whether it passed because its key's snapshot was there.
     pub cached: bool,
     /// Every try, the first one first.

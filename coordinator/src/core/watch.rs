@@ -145,6 +145,14 @@ impl Queues {
             .collect()
     }
 
+    /// How many jobs stand before one in its queue, and since which tick that one may be gone.
+    pub(super) fn line(&self, key: Key) -> Option<(u64, Option<u64>)> {
+        let (queue, number) = self.places.get(&key)?;
+        let watch = self.watches.get(queue)?;
+        let before = watch.jobs.range(..number).filter(|(_, job)| job.suspect.is_none()).count() as u64;
+        Some((before, watch.jobs.get(number)?.suspect))
+    }
+
     /// The jobs in a worker's queue.
     pub(super) fn of_worker(&self, worker: &WorkerId) -> Vec<Key> {
         let watch = self.watches.get(&JobQueue::Worker(worker.clone()));

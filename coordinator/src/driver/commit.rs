@@ -66,6 +66,9 @@ impl<B: Broker> Writer<B> {
         for reply in work.cancels {
             reply.send(()).ok();
         }
+        for reply in work.retries {
+            reply.send(Ok(())).ok();
+        }
         let of_steps = work.batch.steps.iter().map(|row| row.run);
         let of_runs = work.batch.runs.iter().map(|row| row.summary.run);
         let of_logs = work.batch.log_rows.iter().map(|row| row.claim.run);

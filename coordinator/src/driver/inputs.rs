@@ -5,12 +5,15 @@ use longshore_protocol::broker::{Broker, BrokerError, Consumer, Delivery};
 use longshore_protocol::event::Claim;
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::topology::Topology;
-use longshore_protocol::{RunId, Shard};
+use longshore_protocol::{ExecutionId, RunId, Shard};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::core::NotRetried;
 use crate::core::effect::JobQueue;
+use crate::core::present::Present;
+use crate::core::retry::Missed;
 use crate::logs::seal::{ChunkError, Sealed};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, STEPS_MAX};
 use crate::store::batch::{ChunkRow, OutboxAbout};
 
 /// Requests wait in line for the next transaction, some milliseconds; beyond so many, callers wait
@@ -40,6 +43,12 @@ pub(crate) enum Command {
     Submit { run: RunId, tenant: String, pipeline: Box<Pipeline>, pipeline_hash: String, reply: oneshot::Sender<Taken> },
     /// End a run.
     Cancel { run: RunId, by: CancelledBy, reply: oneshot::Sender<()> },
+    /// Say what is known of a step beyond the journal.
+    Present { run: RunId, execution: ExecutionId, reply: oneshot::Sender<Option<Present>> },
+    /// Open a settled run again.
+    Retry { run: RunId, only: Vec<Missed>, reply: oneshot::Sender<Result<(), NotRetried>> },
+    /// End some steps of a run.
+    CancelSteps { run: RunId, steps: Vec<ExecutionId>, reply: oneshot::Sender<()> },
 }
 
 impl Command {
@@ -47,7 +56,10 @@ impl Command {
     pub(super) fn steps(&self) -> usize {
         match self {
             Self::Submit { pipeline, .. } => pipeline.steps.len().max(1),
-            Self::Cancel { .. } => 1,
+            Self::Cancel { .. } | Self::Present { .. } => 1,
+            // It is not known here; and a run may be as large as any.
+            Self::Retry { .. } => STEPS_MAX,
+            Self::CancelSteps { steps, .. } => steps.len().max(1),
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod feed;
 mod gone;
 pub(crate) mod inputs;
 mod outbox;
+mod past;
 mod reign;
 mod writer;
 
@@ -27,6 +28,8 @@ use longshore_protocol::topology::Topology;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+
+pub use past::{Past, past};
 
 pub use config::{BLOB_BYTES_MAX, Config, StateLocation, Tokens};
 

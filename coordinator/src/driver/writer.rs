@@ -20,8 +20,9 @@ use super::outbox::Newest;
 use crate::core::effect::{Effect, JobQueue};
 use crate::core::entry::Entry;
 use crate::core::input::{Input, Millis};
+use crate::core::retry::Missed;
 use crate::core::view::StepPhase;
-use crate::core::{Core, OutputFence, Step};
+use crate::core::{Core, Illegal, NotRetried, OutputFence, Step};
 use crate::logs::LogDesk;
 use crate::store::StoreError;
 use crate::store::batch::{Batch, EntryRow, NewLog, OutboxAbout, OutboxRow};
@@ -83,6 +84,7 @@ pub(super) struct Work {
     pub(super) acks: Vec<Delivery>,
     pub(super) submits: Vec<(oneshot::Sender<Taken>, Taken)>,
     pub(super) cancels: Vec<oneshot::Sender<()>>,
+    pub(super) retries: Vec<oneshot::Sender<Result<(), NotRetried>>>,
     pub(super) workers_changed: bool,
     /// New bytes of output.
     pub(super) output: Offsets,
@@ -184,8 +186,49 @@ impl<B: Broker> Writer<B> {
                 self.apply(&Input::Cancel { run, by }, work);
                 work.cancels.push(reply);
             }
+            // A client that went away is not told.
+            Command::Present { run, execution, reply } => {
+                drop(reply.send(self.core.present(run, execution, self.now)));
+            }
+            Command::Retry { run, only, reply } => {
+                if let Err(refused) = self.retry(run, only, work).await? {
+                    // A client that went away is not told.
+                    reply.send(Err(refused)).ok();
+                } else {
+                    work.retries.push(reply);
+                }
+            }
+            Command::CancelSteps { run, steps, reply } => {
+                self.apply(&Input::CancelSteps { run, steps }, work);
+                work.cancels.push(reply);
+            }
         }
         Ok(())
+    }
+
+    /// A run that is done was forgotten by the core: it is taken back from its journal.
+    async fn retry(
+        &mut self,
+        run: RunId,
+        only: Vec<Missed>,
+        work: &mut Work,
+    ) -> Result<Result<(), NotRetried>, StoreError> {
+        if self.core.run_summary(run).is_none() {
+            let entries = self.shared.store.entries_to_recall(run).await?;
+            let bad = |illegal: Illegal| StoreError::Unreadable { what: "a journal", why: illegal.to_string() };
+            if let Err(unreadable) = self.core.recall(run, entries).map_err(bad) {
+                // Nobody else's run suffers from one that is damaged.
+                tracing::error!(error = %unreadable, %run, "a run cannot be opened again");
+                return Ok(Err(NotRetried::Unknown));
+            }
+        }
+        let refused = self.core.retryable(run, &only).err();
+        match refused {
+            // As it was, it need not be in memory.
+            Some(_) => self.core.forget(run),
+            None => self.apply(&Input::Retry { run, only }, work),
+        }
+        Ok(refused.map_or(Ok(()), Err))
     }
 
     fn internal(&mut self, internal: Internal, work: &mut Work) {

@@ -9,7 +9,8 @@
 //! 4. [`names`] which step each `from` and `needs` means, and cycles; [`matrix`] one step to its instances;
 //!    [`template`] `${{ … }}` in their texts; [`step`] one step ([`waiting`]: how it waits), [`resolve`] all of it together, within [`bounds`];
 //! 5. [`model`] what comes out ([`retry`]: when it is tried again), and what [`validate()`] checks of it again on a server;
-//! 6. [`mistake`] how all of them say what is wrong; [`show`] what `longshore plan` prints.
+//! 6. [`meant`](mod@meant) which steps somebody means who types a name;
+//! 7. [`mistake`] how all of them say what is wrong; [`show`] what `longshore plan` prints.
 //!
 //! A stage goes on after a mistake where it can, so that a user sees all of them at once.
 
@@ -18,6 +19,7 @@
 
 mod bounds;
 mod matrix;
+mod meant;
 mod mistake;
 mod model;
 mod names;
@@ -36,6 +38,7 @@ mod waiting;
 use serde::Deserialize;
 
 pub use bounds::{FILE_BYTES_MAX, STEPS_MAX};
+pub use meant::meant;
 pub use mistake::{Mistake, PipelineErrors};
 pub use model::{Blob, Concurrency, Parent, Pipeline, PlannedStep, SnapshotRule, SourceDir};
 pub use raw::json_schema;

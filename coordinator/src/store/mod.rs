@@ -26,7 +26,7 @@ use crate::core::input::Millis;
 use crate::core::view::{RunSummary, StepView};
 use batch::{Batch, OutboxRow};
 use log_rows::{RowPlace, Selection, StoredRow};
-use recover::{Counters, OpenLog};
+use recover::{Counters, JournalRow, OpenLog};
 use runs::{Changed, RunState, Submitted};
 
 /// What a store's method gives once it is awaited.
@@ -69,6 +69,17 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// The entries of every run that is not done, and of the workers, in order, each with its moment. Of a worker's
     /// `heard` only the newest is worth reading: each replaces the one before it.
     fn entries_to_replay(&self) -> Answer<'_, Vec<(Millis, Entry)>>;
+
+    /// What a run that is done is taken back from: its own entries, and the workers' among them, in order. How far each
+    /// worker was heard no longer matters then.
+    fn entries_to_recall(&self, run: RunId) -> Answer<'_, Vec<(Millis, Entry)>>;
+
+    /// What the journal says of the workers, in order.
+    fn journal_of_workers(&self) -> Answer<'_, Vec<JournalRow>>;
+
+    /// What a run would be [recalled](Self::entries_to_recall) from, and what is shown of it, as of one moment. `None` if
+    /// the run is unknown.
+    fn journal_and_view(&self, run: RunId) -> Answer<'_, Option<(Vec<JournalRow>, RunState)>>;
 
     /// Where the one writer goes on counting.
     fn counters(&self) -> Answer<'_, Counters>;

@@ -3,6 +3,9 @@
 use longshore_protocol::event::Claim;
 use longshore_protocol::output::Offsets;
 
+use crate::core::entry::Entry;
+use crate::core::input::Millis;
+
 /// Where the one writer goes on counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
@@ -12,6 +15,17 @@ pub struct Counters {
     pub change: u64,
     /// The last message's that is still in the outbox.
     pub outbox: i64,
+}
+
+/// A line of the journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JournalRow {
+    /// Its number.
+    pub seq: u64,
+    /// When it was journalled.
+    pub at_ms: Millis,
+    /// What became true.
+    pub entry: Entry,
 }
 
 /// An open log.

@@ -157,6 +157,7 @@ impl Bench {
             snapshots: host.snapshots.clone(),
             parked: host.parked.clone(),
             stamp_ms: 0,
+            full: Vec::new(),
             last_event: host.number,
             disk_free_bytes: None,
         }

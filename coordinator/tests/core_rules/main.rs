@@ -18,4 +18,7 @@ mod order;
 mod parked;
 mod placement;
 mod promises;
+mod retry;
+mod step_cancel;
 mod timeouts;
+mod why;

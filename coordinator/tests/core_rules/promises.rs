@@ -113,7 +113,20 @@ fn three_workers_lost_on_one_step_are_poison() {
             assert!(bench.wake().jobs().is_empty(), "nobody is there");
         }
     }
-    assert!(outcome(&bench, run, 0).starts_with("infra{lease, worker c was not heard of"));
+    let verdict = outcome(&bench, run, 0);
+    assert!(verdict.starts_with("infra{lease, poison: 3 workers were lost"), "{verdict}");
+    assert!(verdict.contains(": a, b, c;") && verdict.contains("longshore retry --only infra"), "{verdict}");
+    // It is asked for again: who was lost before is forgiven, and not named.
+    bench.input(&Input::Retry { run, only: Vec::new() });
+    for attempt in 4..=6 {
+        bench.start("c", "e", 1, u64::from(attempt), Vec::new());
+        bench.accept("c", &claim(run, "s", attempt));
+        bench.ticks(30);
+        if attempt < 6 {
+            bench.wake();
+        }
+    }
+    assert!(outcome(&bench, run, 0).contains(": c, c, c;"), "{}", outcome(&bench, run, 0));
 }
 
 #[test]

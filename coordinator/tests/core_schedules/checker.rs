@@ -7,7 +7,7 @@ use longshore_coordinator::core::entry::{End, Entry, LogGap, RetryCause};
 use longshore_coordinator::core::view::RunOutcome;
 use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, SnapshotRule};
 use longshore_protocol::job::{Base, Job};
-use longshore_protocol::outcome::{InfraStage, LINEAGE, SNAPSHOT_LOST};
+use longshore_protocol::outcome::{CancelledBy, InfraStage, LINEAGE, SNAPSHOT_LOST};
 use longshore_protocol::{Attempt, EngineId, ExecutionId, Outcome, RunId, SnapshotId, WorkerId};
 
 use crate::faults::config;
@@ -32,6 +32,10 @@ pub(crate) struct Step {
     pub(crate) remake_of: Option<ExecutionId>,
     /// What was left of it last, until that was said to be lost.
     pub(crate) left: Option<LeftBehind>,
+    /// Somebody asked for its end alone.
+    pub(crate) cancelled: bool,
+    /// Of one that makes a step's files again: how often its run had been opened again then.
+    pub(crate) asking: u32,
 }
 
 /// One attempt.
@@ -46,6 +50,11 @@ pub(crate) struct Checker {
     pub(crate) steps: BTreeMap<ExecutionId, Step>,
     pub(crate) tries: BTreeMap<Name, Try>,
     verdicts: BTreeMap<RunId, RunOutcome>,
+    /// How often each run was opened again.
+    askings: BTreeMap<RunId, u32>,
+    /// Runs whose end the user asked for, since they were opened last.
+    cancelled: BTreeSet<RunId>,
+    cancelled_alone: u64,
     runs: Vec<RunId>,
     /// Leases that ended in this very batch of entries.
     ended: BTreeSet<WorkerId>,
@@ -94,6 +103,8 @@ impl Checker {
                     children: children.map(|child| ExecutionId::of_step(*run, &child.name)).collect(),
                     remake_of: None,
                     left: None,
+                    cancelled: false,
+                    asking: 0,
                 };
                 steps.insert(execution, step);
             }
@@ -103,6 +114,9 @@ impl Checker {
             steps,
             tries: BTreeMap::new(),
             verdicts: BTreeMap::new(),
+            askings: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
+            cancelled_alone: 0,
             runs,
             ended: BTreeSet::new(),
             away: BTreeSet::new(),
@@ -155,6 +169,14 @@ impl Checker {
 
     fn entry(&mut self, entry: &Entry, workers: &[Worker]) {
         match entry {
+            Entry::CancelAsked { run, by: CancelledBy::User } => assert!(self.cancelled.insert(*run), "asked twice"),
+            Entry::StepCancelAsked { execution, .. } => {
+                let step = self.steps.get_mut(execution).unwrap();
+                assert!(step.settled.is_none() && step.remake_of.is_none());
+                assert!(!std::mem::replace(&mut step.cancelled, true), "asked twice");
+                self.cancelled_alone += 1;
+            }
+            Entry::RetryAsked { run, steps, .. } => self.opened_again(*run, steps),
             Entry::LeaseEnded { worker } => {
                 self.ended.insert(worker.clone());
                 self.away.insert(worker.clone());
@@ -204,7 +226,13 @@ impl Checker {
                 assert_eq!(step.settled.replace(outcome.clone()), None, "settled twice (promise 1)");
                 assert!(!step.open, "settled before its attempt was over (P11)");
                 let never_begun = matches!(outcome, Outcome::Cancelled { .. } | Outcome::Skipped { .. });
-                assert!(never_begun || step.last_end.as_ref() == Some(outcome), "settled as it did not end");
+                if *outcome == (Outcome::Cancelled { by: CancelledBy::User }) && step.remake_of.is_none() {
+                    assert!(step.cancelled || self.cancelled.contains(&step.run), "nobody had asked for its end");
+                }
+                let lost = |end: &Outcome| matches!(end, Outcome::Infra { stage: InfraStage::Lease, .. });
+                let poison = outcome.is_poison() && step.last_end.as_ref().is_some_and(lost);
+                let as_it_ended = poison || step.last_end.as_ref() == Some(outcome);
+                assert!(never_begun || as_it_ended, "settled as it did not end");
                 // P20: of a remake only what it left is anybody's.
                 if let (Some(of), true) = (step.remake_of, outcome.is_passed()) {
                     let left = step.left.take();
@@ -233,6 +261,25 @@ impl Checker {
             Entry::RemakeBegun { run, execution, remake } => self.remake_begun(*run, *execution, *remake),
             _ => {}
         }
+    }
+
+    /// Promise 1: what did not pass is asked for once more, and may settle once more.
+    fn opened_again(&mut self, run: RunId, steps: &[ExecutionId]) {
+        assert!(self.verdicts.remove(&run).is_some(), "opened again before it was settled");
+        *self.askings.entry(run).or_default() += 1;
+        self.cancelled.remove(&run);
+        for execution in steps {
+            let step = self.steps.get_mut(execution).unwrap();
+            let settled = step.settled.take().expect("what is opened again was settled");
+            assert!(!settled.is_passed() && step.remake_of.is_none());
+            step.last_end = None;
+            step.cancelled = false;
+            step.retried.clear();
+        }
+    }
+
+    pub(crate) fn asking(&self, run: RunId) -> u32 {
+        self.askings.get(&run).copied().unwrap_or(0)
     }
 
     /// An attempt begins: its number follows, and what it waits for has passed.
@@ -296,9 +343,10 @@ impl Checker {
             (End::Finished { outcome, .. }, None) => {
                 assert!(outcome.is_infra());
                 step.last_end = Some(outcome.clone());
-                assert!(!self.faultless, "{outcome} without a fault");
-                if matches!(outcome, Outcome::Infra { stage: InfraStage::Prepare, reason } if reason.starts_with(LINEAGE))
-                {
+                // A command that passed once may fail when what it left is made again for a retry.
+                let lineage = matches!(outcome, Outcome::Infra { stage: InfraStage::Prepare, reason } if reason.starts_with(LINEAGE));
+                assert!(lineage || !self.faultless, "{outcome} without a fault");
+                if lineage {
                     self.lineage_is_broken(of.0);
                     self.broken += 1;
                 }
@@ -318,9 +366,11 @@ impl Checker {
     }
 
     /// How often something was made again, a lineage broken, a parked container taken, a step not claimed in time, a
-    /// run called off as too long.
-    pub(crate) fn seen(&self) -> [u64; 5] {
-        [self.remade, self.broken, self.taken, self.turns.expired, self.turns.late.len() as u64]
+    /// run called off as too long, a run opened again, a step cancelled.
+    pub(crate) fn seen(&self) -> [u64; 7] {
+        let again = self.askings.values().copied().map(u64::from).sum();
+        let turns = [self.turns.expired, self.turns.late.len() as u64];
+        [self.remade, self.broken, self.taken, turns[0], turns[1], again, self.cancelled_alone]
     }
 
     pub(crate) fn at_end(&self, stored: &BTreeMap<Name, u64>, core: &Core, faultless: bool) {

@@ -97,7 +97,9 @@ impl Checker {
         };
         let out_of_reach = !self.engines.keys().any(|worker| !self.away.contains(worker) && beside(worker));
         assert!(gone || out_of_reach, "{left:?} was given up, and is there: {reason}");
-        assert!(!self.faultless, "{left:?} was lost without a fault: {reason}");
+        // What a step went on in is only asked for once more by a retry.
+        let again = left.taken && self.asking(self.steps[&execution].run) > 0;
+        assert!(again || !self.faultless, "{left:?} was lost without a fault: {reason}");
     }
 
     pub(crate) fn remake_begun(&mut self, run: RunId, of: ExecutionId, remake: ExecutionId) {
@@ -109,7 +111,8 @@ impl Checker {
         assert!(waits, "nobody waits for it");
         let others = self.steps.values().filter(|other| other.remake_of == Some(of));
         assert!(others.clone().all(|other| other.settled.is_some()), "two remakes at once");
-        assert!(others.count() < config().remakes_max as usize, "made again too often");
+        let of_asking = others.filter(|other| other.asking == self.asking(run));
+        assert!(of_asking.count() < config().remakes_max as usize, "made again too often");
         let (planned, parent) = (step.planned.clone(), step.parent);
         let hidden = Step {
             run,
@@ -123,6 +126,8 @@ impl Checker {
             children: BTreeSet::new(),
             remake_of: Some(of),
             left: None,
+            cancelled: false,
+            asking: self.asking(run),
         };
         assert!(self.steps.insert(remake, hidden).is_none());
         self.remade += 1;
@@ -134,7 +139,9 @@ impl Checker {
     /// P20: only where making it again failed, or was tried often enough; or must not be tried (P18).
     pub(crate) fn lineage_is_broken(&self, child: ExecutionId) {
         let parent = self.steps[&child].parent.expect("a lineage has a parent");
-        let mut remakes = self.steps.values().filter(|step| step.remake_of == Some(parent));
+        let asking = self.asking(self.steps[&child].run);
+        let of_asking = |step: &&Step| step.remake_of == Some(parent) && step.asking == asking;
+        let mut remakes = self.steps.values().filter(of_asking);
         let failed = |step: &Step| {
             step.settled.as_ref().is_some_and(|end| !end.is_passed() && !matches!(end, Outcome::Cancelled { .. }))
         };

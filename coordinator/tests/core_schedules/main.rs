@@ -37,7 +37,7 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
     let schedules = number("LONGSHORE_SCHEDULES").unwrap_or(SCHEDULES);
     let next = AtomicU64::new(0);
     let applied = AtomicU64::new(0);
-    let seen: [AtomicU64; 5] = Default::default();
+    let seen: [AtomicU64; 7] = Default::default();
     let failed: Vec<u64> = thread::scope(|scope| {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let work = || {
@@ -67,7 +67,8 @@ fn every_step_settles_exactly_once_under_every_schedule_of_faults() {
     assert!(applied.load(Ordering::Relaxed) > schedules * 100, "the schedules hardly did anything");
     // What is rare must not be so rare that nobody would notice its faults.
     let seen = seen.map(AtomicU64::into_inner);
-    let [remade, broken, taken, expired, late] = seen;
+    let [remade, broken, taken, expired, late, again, cancelled] = seen;
     assert!(taken > schedules / 2 && remade > schedules / 10 && broken > schedules / 1_000, "{seen:?}");
     assert!(expired > schedules / 100 && late > schedules / 100, "{seen:?}");
+    assert!(again > schedules / 2 && cancelled > schedules / 10, "{seen:?}");
 }

@@ -168,6 +168,7 @@ impl Worker {
             snapshots: engine.snapshots.keys().cloned().collect(),
             parked: self.parked.values().map(|parked| parked.claim.clone()).collect(),
             stamp_ms: 0,
+            full: Vec::new(),
             last_event: self.number,
             disk_free_bytes: None,
         }

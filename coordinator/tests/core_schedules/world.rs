@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use longshore_coordinator::core::effect::{Effect, JobQueue};
 use longshore_coordinator::core::entry::Entry;
 use longshore_coordinator::core::input::{Input, Millis};
+use longshore_coordinator::core::retry::Missed;
 use longshore_coordinator::core::{Core, CoreConfig, OutputFence};
 use longshore_coordinator::pipeline::Pipeline;
 use longshore_protocol::control::Control;
@@ -13,7 +14,7 @@ use longshore_protocol::heartbeat::HeartbeatMessage;
 use longshore_protocol::job::Job;
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::Offsets;
-use longshore_protocol::{Epoch, Incarnation, Outcome, RunId, SnapshotId, WorkerId};
+use longshore_protocol::{Epoch, ExecutionId, Incarnation, Outcome, RunId, SnapshotId, WorkerId};
 
 use crate::checker::Checker;
 use crate::dice::Dice;
@@ -48,6 +49,8 @@ pub(crate) struct World {
     /// Snapshots the coordinator has ordered to be removed.
     pub(crate) removed: BTreeSet<SnapshotId>,
     pub(crate) applied: u64,
+    /// How often each run may be opened again.
+    askings: BTreeMap<RunId, usize>,
 }
 
 impl World {
@@ -85,6 +88,7 @@ impl World {
             workers,
             engines: (0..engines).map(|_| Engine::default()).collect(),
             checker: Checker::new(&runs, faultless),
+            askings: runs.iter().map(|(run, _)| (*run, dice.below(3))).collect(),
             runs,
             removed: BTreeSet::new(),
             applied: 0,
@@ -98,8 +102,9 @@ impl World {
     pub(crate) fn run(&mut self) {
         /// Long enough for a lease, a backoff and a sync to fall into the faults.
         const FAULTY_ROUNDS: usize = 60;
-        /// Every wait of the core is shorter than 10 rounds; a chain of 8 steps waits for a few of each.
-        const CALM_ROUNDS: usize = 600;
+        /// Every wait of the core is shorter than 10 rounds; a chain of 8 steps waits for a few of each, each of the
+        /// three times that it may be asked for.
+        const CALM_ROUNDS: usize = 1_800;
         for worker in 0..self.workers.len() {
             self.workers[worker].start(&mut self.dice, false);
         }
@@ -111,6 +116,9 @@ impl World {
             self.round(round < FAULTY_ROUNDS && !faultless, round);
             let done = self.runs.iter().all(|(run, _)| self.core.is_done(*run));
             if done && self.quiet() {
+                if self.asks_again() {
+                    continue;
+                }
                 self.check(faultless);
                 return;
             }
@@ -125,6 +133,28 @@ impl World {
             self.workers.iter().map(|worker| (worker.up, worker.disk.keys().collect::<Vec<_>>())).collect();
         let (workers, events) = (self.core.workers(), self.events.iter().map(VecDeque::len).collect::<Vec<_>>());
         panic!("not settled after the faults were over: {undone:#?}\nheld: {held:?}\n{workers:#?}\n{events:?}");
+    }
+
+    /// Somebody opens a settled run again. Whether anybody may do that once more.
+    fn asks_again(&mut self) -> bool {
+        let left: Vec<RunId> = self.askings.iter().filter(|(_, left)| **left > 0).map(|(run, _)| *run).collect();
+        for run in &left {
+            self.askings.entry(*run).and_modify(|left| *left -= 1);
+            self.retry(*run);
+        }
+        !left.is_empty()
+    }
+
+    fn retry(&mut self, run: RunId) {
+        let missed = [Missed::Failed, Missed::Infra, Missed::Missing];
+        let only = if self.dice.permille(500) { Vec::new() } else { vec![*self.dice.pick(&missed)] };
+        if self.dice.permille(500) {
+            // A driver forgets what is done, and takes it back from its store.
+            self.core.forget(run);
+            let entries = self.journal.iter().filter(|(entry, _)| entry.run().is_none_or(|of| of == run));
+            self.core.recall(run, entries.map(|(entry, at)| (*at, entry.clone()))).unwrap();
+        }
+        self.apply(&Input::Retry { run, only });
     }
 
     /// Nothing is under way, and nothing is held; what is meant for a worker that is gone does not count.
@@ -169,6 +199,16 @@ impl World {
             }
             if self.dice.permille(self.faults.cancel) {
                 self.apply(&Input::Cancel { run, by: CancelledBy::User });
+            }
+            if self.dice.permille(self.faults.cancel * 3) {
+                let name = self.dice.pick(&self.runs[index].1.steps).name.clone();
+                self.apply(&Input::CancelSteps { run, steps: vec![ExecutionId::of_step(run, &name)] });
+            }
+            // Also while the log of another run, or its own, is still open.
+            let settled = self.core.run_summary(run).is_some_and(|summary| summary.outcome.is_some());
+            if settled && self.askings[&run] > 0 && self.dice.permille(50) {
+                self.askings.entry(run).and_modify(|left| *left -= 1);
+                self.retry(run);
             }
         }
         let ticking = self

@@ -6,6 +6,7 @@ use longshore_protocol::Attempt;
 use longshore_protocol::output::Ending;
 use serde_json::json;
 
+use super::steps::no_such_step;
 use crate::cli::{LogsArgs, Output};
 use crate::client::LogQuery;
 use crate::failure::Failure;
@@ -52,20 +53,11 @@ pub(crate) async fn run(args: LogsArgs, output: Output) -> Result<u8, Failure> {
     }
 }
 
-/// A step's name out of a matrix is easily mistyped: the mend is the names that there are.
 fn known(step: &str, run: &RunView) -> Result<(), Failure> {
-    let names: Vec<&str> = run.steps.iter().map(|other| other.step.as_str()).collect();
     let mut remakes = run.steps.iter().flat_map(|other| &other.remakes);
-    if names.contains(&step) || remakes.any(|remake| remake.name.as_str() == step) {
-        return Ok(());
-    }
-    let shown = names[..names.len().min(STEPS_NAMED)].join(", ");
-    let more = if names.len() > STEPS_NAMED { ", … (`longshore show` has all)" } else { "" };
-    Err(Failure::input(format!("the run has no step `{step}`")).mend(format!("its steps are {shown}{more}")))
+    let is_step = run.steps.iter().any(|other| other.step.as_str() == step);
+    if is_step || remakes.any(|remake| remake.name.as_str() == step) { Ok(()) } else { Err(no_such_step(step, run)) }
 }
-
-/// A few lines of a terminal.
-const STEPS_NAMED: usize = 20;
 
 /// A pipe takes this much at once.
 const WRITE_BYTES: usize = 64 * 1024;

@@ -38,7 +38,7 @@ fn table(listed: &[Listed], style: Style) -> String {
             outcome_words(summary, *interrupted, style),
             format!("{}/{}", summary.steps_settled, summary.steps),
             local_time(summary.submitted_at_ms),
-            summary.settled_at_ms.map(|at| duration(at.saturating_sub(summary.submitted_at_ms))).unwrap_or_default(),
+            summary.took_ms().map(duration).unwrap_or_default(),
         ]);
     }
     table.render()
@@ -52,6 +52,13 @@ pub(crate) fn outcome_words(summary: &RunSummary, interrupted: bool, style: Styl
         None if summary.cancelling => style.paint(Colour::Yellow, "cancelling"),
         None => style.paint(Colour::Cyan, "running"),
     }
+}
+
+/// `2026-05-04` and `17:30:12.3`, by this machine's clock and zone.
+pub(crate) fn moment(at_ms: u64) -> (String, String) {
+    let whole = local_time(at_ms);
+    let (date, time) = whole.split_once(' ').unwrap_or_default();
+    (date.to_owned(), format!("{time}.{}", at_ms % 1_000 / 100))
 }
 
 /// `2026-05-04 17:30:12`, by this machine's clock and zone.

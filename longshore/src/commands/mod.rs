@@ -6,11 +6,15 @@ mod doctor;
 mod logs;
 mod ls;
 mod plan;
+mod replay;
+mod retry;
 mod run;
 mod schema;
 mod show;
+mod steps;
 mod submit;
 mod watch;
+mod why;
 mod worker;
 mod workers;
 
@@ -29,7 +33,10 @@ pub(crate) async fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Logs(args) => logs::run(args, output).await,
         Command::Show(args) => show::run(&args, output).await,
         Command::Ls(args) => ls::run(&args, output).await,
+        Command::Why(args) => why::run(&args, output).await,
+        Command::Retry(args) => Box::pin(retry::run(args, output)).await,
         Command::Cancel(args) => cancel::run(&args, output).await,
+        Command::Replay(args) => replay::run(&args, output).await,
         Command::Workers(args) => workers::run(&args, output).await,
         Command::Doctor(args) => doctor::run(&args, output).await,
         Command::Coordinator(args) => Box::pin(coordinator::run(args)).await,

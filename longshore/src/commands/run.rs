@@ -3,7 +3,7 @@
 use longshore_protocol::RunId;
 
 use crate::cli::{Output, RunArgs};
-use crate::embedded::{Embedded, default_slots, find_engine};
+use crate::embedded::{Embedded, Sitting, default_slots, find_engine};
 use crate::failure::{EXIT_CANCELLED, Failure};
 use crate::file::{self, Prepared};
 use crate::follow::{Whose, follow};
@@ -21,8 +21,15 @@ pub(crate) async fn run(args: RunArgs, output: Output) -> Result<u8, Failure> {
     let run = RunId::new();
     let mut interrupts = Interrupts::catch()?;
     let slots = args.slots.unwrap_or_else(default_slots);
-    let mut embedded = Embedded::start(state, run, &prepared.pipeline, found, slots).await?;
+    let sitting = Sitting::first(&state, run, &prepared.pipeline, &found.info.id)?;
+    let mut embedded = Embedded::start(state, run, sitting, found, slots).await?;
     let done = carry_out(&mut embedded, run, prepared, output, &mut interrupts).await;
+    end(embedded, &mut interrupts).await;
+    done
+}
+
+/// Leaves nothing behind, if it is given the time.
+pub(super) async fn end(embedded: Embedded, interrupts: &mut Interrupts) {
     // Whoever asks a third time, or while the end takes its time, does not wait: an Engine may never answer.
     let leaves = async {
         if interrupts.taken() < LEAVE_AT {
@@ -34,7 +41,6 @@ pub(crate) async fn run(args: RunArgs, output: Output) -> Result<u8, Failure> {
         () = leaves => screen::say("longshore: leaving; the next `longshore run` removes what is left"),
         () = embedded.close() => {}
     }
-    done
 }
 
 /// The first Ctrl-C cancels, the second kills.

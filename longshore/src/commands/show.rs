@@ -6,9 +6,11 @@ use longshore_coordinator::core::view::{AttemptView, RemakeView, RunView};
 
 use super::ls::{local_time, outcome_words};
 use crate::cli::{Output, ShowArgs};
+use crate::client::Client;
 use crate::failure::Failure;
+use crate::last_words::{is_failure, last_words};
 use crate::render::progress::steps_table;
-use crate::render::style::{Colour, Style, bytes, duration, worker_words};
+use crate::render::style::{Colour, Style, bytes, duration, mark, worker_words};
 use crate::render::table::{Align, Table};
 use crate::render::{json, screen};
 use crate::runs::Runs;
@@ -26,20 +28,51 @@ pub(crate) async fn run(args: &ShowArgs, output: Output) -> Result<u8, Failure> 
             }
             json::text("run", &value)
         }
-        Output::Text => page(&view, interrupted, Style::detect()),
+        Output::Text => {
+            let style = Style::detect();
+            let mut text = page(&view, interrupted, style);
+            text.push_str(&failures(&runs.client(run)?, &view, style).await?);
+            if interrupted {
+                let words = format!("its process is gone; `longshore retry {run}` goes on with it");
+                let _ = writeln!(text, "\n{}", style.paint(Colour::Yellow, &words));
+            }
+            text
+        }
     };
     screen::print(text.as_bytes())?;
     Ok(0)
 }
 
+/// Promise 5: the last words of what did not end well.
+async fn failures(client: &Client, view: &RunView, style: Style) -> Result<String, Failure> {
+    let failed = view.steps.iter().filter(|step| step.outcome.as_ref().is_some_and(is_failure));
+    let mut text = String::new();
+    for step in failed.take(FAILURES_MAX) {
+        let Some(outcome) = &step.outcome else { continue };
+        let (mark, colour) = mark(outcome);
+        let _ = writeln!(text, "\n{}", style.paint(colour, &format!("{mark} {}: {outcome}", step.step)));
+        for line in last_words(client, view.summary.run, &step.step).await? {
+            let _ = writeln!(text, "    {line}");
+        }
+    }
+    Ok(text)
+}
+
+/// The table names the others; `why` and `logs` tell of each.
+const FAILURES_MAX: usize = 3;
+
 fn page(view: &RunView, interrupted: bool, style: Style) -> String {
     let summary = &view.summary;
     let mut text = format!("{}  {}\n", style.paint(Colour::Bold, &summary.name), summary.run);
     let _ = write!(text, "{}", outcome_words(summary, interrupted, style));
-    if let Some(settled) = summary.settled_at_ms {
-        let _ = write!(text, " in {}", duration(settled.saturating_sub(summary.submitted_at_ms)));
+    if let Some(took) = summary.took_ms() {
+        let _ = write!(text, " in {}", duration(took));
     }
-    let _ = write!(text, ", submitted {}\n\n", local_time(summary.submitted_at_ms));
+    let _ = write!(text, ", submitted {}", local_time(summary.submitted_at_ms));
+    if let Some(retried) = summary.retried_at_ms {
+        let _ = write!(text, ", tried again {}", local_time(retried));
+    }
+    text.push_str("\n\n");
     text.push_str(&steps_table(view, style));
     for step in &view.steps {
         // The table has the last word of each step; what was tried before is told only where there was something.
@@ -138,6 +171,7 @@ mod tests {
             execution,
             phase: StepPhase::Settled,
             outcome: Some(Outcome::Passed),
+            cancelling: false,
             cached: false,
             attempts: vec![attempt("east", Some(usage))],
             remakes: vec![remake],
@@ -148,6 +182,8 @@ mod tests {
             tenant: "default".to_owned(),
             submitted_at_ms: 0,
             settled_at_ms: None,
+            retried_at_ms: None,
+            retries: 0,
             outcome: None,
             cancelling: false,
             steps: 1,

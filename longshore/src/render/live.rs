@@ -77,6 +77,7 @@ fn as_step(remake: &RemakeView) -> StepView {
         execution: remake.execution,
         phase: remake.phase,
         outcome: remake.outcome.clone(),
+        cancelling: false,
         cached: false,
         attempts: remake.attempts.clone(),
         remakes: Vec::new(),

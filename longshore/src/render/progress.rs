@@ -16,9 +16,7 @@ use super::screen;
 use super::style::{Colour, STEP_COLOURS, Style, counted, duration, mark, outcome_words, step_ms, worker_words};
 use super::table::{Align, Table};
 use crate::feed::Update;
-
-/// Of a failed step's output: about what a compiler's error takes.
-const TAIL_LINES: usize = 10;
+use crate::last_words::{TAIL_LINES, is_failure};
 
 /// A step's end is told behind its last line. Where that is not known (a gap), this long after its log was closed.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -34,6 +32,8 @@ pub(crate) struct Progress {
     style: Style,
     live: Option<Live>,
     view: Option<RunView>,
+    /// How the run stood before, where somebody goes on with it.
+    known: Option<RunView>,
     steps: BTreeMap<StepName, Told>,
     /// Ended, but not told yet.
     ended: Vec<(StepName, Instant)>,
@@ -57,10 +57,17 @@ impl Progress {
             style,
             live: style.terminal.then(|| Live::new(style)),
             view: None,
+            known: None,
             steps: BTreeMap::new(),
             ended: Vec::new(),
             logs_ended: false,
         }
+    }
+
+    /// What was so before is not told once more.
+    pub(crate) fn since(mut self, known: Option<RunView>) -> Self {
+        self.known = known;
+        self
     }
 
     /// Takes what happened and prints what follows from it.
@@ -125,14 +132,17 @@ impl Progress {
         let steps = view.steps.clone();
         if self.view.is_none() {
             let head = format!("{}  {}", view.summary.run, counted(u64::from(view.summary.steps), "step"));
-            push_line(out, &format!("{}  {}", self.style.paint(Colour::Bold, &view.summary.name), head));
+            let again = self.known.as_ref().map(again_words).unwrap_or_default();
+            push_line(out, &format!("{}  {head}{again}", self.style.paint(Colour::Bold, &view.summary.name)));
             for (index, step) in steps.iter().enumerate() {
                 self.steps.insert(step.step.clone(), Told { colour: index, ..Told::default() });
             }
             // Nothing of it is known yet: whatever has ended is news.
             let blank =
                 |step: &StepView| StepView { outcome: None, attempts: Vec::new(), remakes: Vec::new(), ..step.clone() };
-            self.view = Some(RunView { steps: view.steps.iter().map(blank).collect(), ..view });
+            let known = self.known.take().map(|known| known.steps);
+            let steps = known.unwrap_or_else(|| view.steps.iter().map(blank).collect());
+            self.view = Some(RunView { steps, ..view });
         } else if let Some(known) = &mut self.view {
             known.summary = view.summary;
         }
@@ -242,8 +252,10 @@ fn is_told(step: &StepView, told: Option<&Told>, since: Instant) -> bool {
     }
 }
 
-fn is_failure(outcome: &Outcome) -> bool {
-    outcome.is_users_failure() || outcome.is_infra()
+/// How much of a run is still to be done, where somebody goes on with it.
+fn again_words(known: &RunView) -> String {
+    let left = known.steps.iter().filter(|step| step.outcome.is_none()).count();
+    format!(", goes on with {left}")
 }
 
 fn end_words(step: &StepView, style: Style) -> String {
@@ -323,9 +335,9 @@ pub(crate) fn phase_word(phase: StepPhase) -> &'static str {
 /// `RUN passed in 12.3 s`.
 pub(crate) fn verdict(view: &RunView, style: Style) -> String {
     let summary = &view.summary;
-    match (summary.outcome, summary.settled_at_ms) {
-        (Some(outcome), Some(settled)) => {
-            let took = duration(settled.saturating_sub(summary.submitted_at_ms));
+    match (summary.outcome, summary.took_ms()) {
+        (Some(outcome), Some(took)) => {
+            let took = duration(took);
             format!("{} {} in {took}\n", summary.run, style.verdict(outcome))
         }
         _ => format!("{} is not settled\n", summary.run),

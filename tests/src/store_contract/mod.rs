@@ -51,6 +51,7 @@ macro_rules! store_contract {
             recovering::p3_the_outbox_comes_back_in_order_and_as_it_was,
             recovering::the_writer_goes_on_counting_where_the_last_one_ended,
             recovering::of_runs_only_open_ones_are_replayed,
+            recovering::a_run_that_is_done_is_recalled_with_what_became_of_the_workers_meanwhile,
             recovering::p9_of_a_workers_heard_entries_only_the_newest_is_replayed,
             recovering::p14_open_logs_come_back_with_what_is_stored_of_them,
             reading::runs_are_listed_newest_first_page_by_page,

@@ -73,6 +73,27 @@ pub async fn of_runs_only_open_ones_are_replayed(place: &impl Place) {
     assert_eq!((known(open).await, known(done).await, known(RunId::new()).await), (true, true, false));
 }
 
+/// What concerns other runs, how far workers were heard, and what they did later are no part of it.
+pub async fn a_run_that_is_done_is_recalled_with_what_became_of_the_workers_meanwhile(place: &impl Place) {
+    let store = place.open().await;
+    let epoch = store.take_epoch("t").await.unwrap().unwrap();
+    let (run, other) = (RunId::new(), RunId::new());
+    let batch = Batch {
+        entries: vec![lost(1), settled(2, other), heard(3, 1), settled(4, run), lost(5)],
+        runs: vec![run_row(1, run, true), run_row(2, other, true)],
+        ..Batch::default()
+    };
+    store.commit(epoch, &batch).await.unwrap();
+    let recalled = store.entries_to_recall(run).await.unwrap();
+    assert_eq!(recalled.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [1, 4]);
+    let (rows, shown) = store.journal_and_view(run).await.unwrap().unwrap();
+    assert_eq!(rows.iter().map(|row| (row.at_ms, row.entry.clone())).collect::<Vec<_>>(), recalled);
+    assert_eq!((rows[1].seq, shown.view.summary.run, shown.done), (4, run, true));
+    assert!(store.journal_and_view(RunId::new()).await.unwrap().is_none());
+    let workers = store.journal_of_workers().await.unwrap();
+    assert_eq!(workers.iter().map(|row| row.seq).collect::<Vec<_>>(), [1, 3, 5]);
+}
+
 /// P9.
 pub async fn p9_of_a_workers_heard_entries_only_the_newest_is_replayed(place: &impl Place) {
     let store = place.open().await;

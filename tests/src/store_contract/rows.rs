@@ -60,6 +60,8 @@ pub fn summary(run: RunId, submitted_at_ms: u64) -> RunSummary {
         tenant: "default".to_owned(),
         submitted_at_ms,
         settled_at_ms: None,
+        retried_at_ms: None,
+        retries: 0,
         outcome: None,
         cancelling: false,
         steps: 1,
@@ -76,7 +78,8 @@ pub fn run_row(change: u64, run: RunId, done: bool) -> RunRow {
 pub fn step_row(change: u64, run: RunId, index: usize, phase: StepPhase) -> StepRow {
     let step = format!("s{index}").as_str().into();
     let execution = ExecutionId::of_step(run, &step);
-    let view = StepView { step, execution, phase, outcome: None, cached: false, attempts: vec![], remakes: vec![] };
+    let (attempts, remakes) = (vec![], vec![]);
+    let view = StepView { step, execution, phase, outcome: None, cancelling: false, cached: false, attempts, remakes };
     StepRow { change, run, index, view }
 }
 

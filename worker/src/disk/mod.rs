@@ -95,10 +95,10 @@ impl Disk {
         Ok(worker)
     }
 
-    /// P10: the next start of this disk, on it before anybody hears of it.
-    pub(crate) fn next_incarnation(&self) -> Result<Incarnation, WorkerError> {
+    /// P10: the next start of this disk, on it before anybody hears of it; behind those `before` it on another.
+    pub(crate) fn next_incarnation(&self, before: u64) -> Result<Incarnation, WorkerError> {
         let last: Option<Starts> = self.read("start.json")?;
-        let start = last.map_or(0, |starts| starts.start) + 1;
+        let start = last.map_or(0, |starts| starts.start).max(before) + 1;
         self.write("start.json", &Starts { start })?;
         Ok(Incarnation { start, nonce: random() })
     }
@@ -269,7 +269,7 @@ mod tests {
     fn p10_each_start_grows_and_is_random() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::open(dir.path()).unwrap();
-        let (first, second) = (disk.next_incarnation().unwrap(), disk.next_incarnation().unwrap());
+        let (first, second) = (disk.next_incarnation(0).unwrap(), disk.next_incarnation(0).unwrap());
         assert_eq!((first.start, second.start), (1, 2));
         assert_ne!(first.nonce, second.nonce);
     }

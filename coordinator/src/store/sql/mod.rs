@@ -21,7 +21,7 @@ use crate::core::input::Millis;
 use crate::core::view::{RunSummary, StepView};
 use crate::store::batch::{Batch, OutboxRow};
 use crate::store::log_rows::{RowPlace, Selection, StoredRow};
-use crate::store::recover::{Counters, OpenLog};
+use crate::store::recover::{Counters, JournalRow, OpenLog};
 use crate::store::runs::{Changed, RunState, Submitted};
 use crate::store::{Answer, Store, StoreError};
 
@@ -68,6 +68,18 @@ impl Store for SqlStore {
 
     fn entries_to_replay(&self) -> Answer<'_, Vec<(Millis, Entry)>> {
         Box::pin(self.entries_to_replay())
+    }
+
+    fn entries_to_recall(&self, run: RunId) -> Answer<'_, Vec<(Millis, Entry)>> {
+        Box::pin(self.entries_to_recall(run))
+    }
+
+    fn journal_of_workers(&self) -> Answer<'_, Vec<JournalRow>> {
+        Box::pin(self.journal_of_workers())
+    }
+
+    fn journal_and_view(&self, run: RunId) -> Answer<'_, Option<(Vec<JournalRow>, RunState)>> {
+        Box::pin(self.journal_and_view(run))
     }
 
     fn counters(&self) -> Answer<'_, Counters> {

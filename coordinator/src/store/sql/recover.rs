@@ -6,12 +6,13 @@ use longshore_protocol::topology::Address;
 use longshore_protocol::{Attempt, RunId};
 use sqlx::{FromRow, Row as _};
 
-use super::{Row, SqlStore};
+use super::{Connection, Row, SqlStore};
 use crate::core::entry::Entry;
 use crate::core::input::Millis;
 use crate::store::batch::OutboxRow;
 use crate::store::packed::unpack;
-use crate::store::recover::{Counters, OpenLog};
+use crate::store::recover::{Counters, JournalRow, OpenLog};
+use crate::store::runs::RunState;
 use crate::store::{StoreError, count, from_json, from_text, sql};
 
 impl SqlStore {
@@ -27,6 +28,32 @@ impl SqlStore {
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(|(at_ms, entry)| Ok((count(*at_ms), from_json("a journal entry", entry)?))).collect()
+    }
+
+    /// What a run that is done is taken back from.
+    pub(super) async fn entries_to_recall(&self, run: RunId) -> Result<Vec<(Millis, Entry)>, StoreError> {
+        let mut reading = self.reading().await?;
+        let rows = recalled(&mut reading, run).await?;
+        reading.commit().await?;
+        Ok(rows.into_iter().map(|row| (row.at_ms, row.entry)).collect())
+    }
+
+    /// What the journal says of the workers, in order.
+    pub(super) async fn journal_of_workers(&self) -> Result<Vec<JournalRow>, StoreError> {
+        let rows: Vec<(i64, i64, String)> =
+            sqlx::query_as("SELECT seq, at_ms, entry FROM journal WHERE run IS NULL ORDER BY seq")
+                .fetch_all(&self.readers)
+                .await?;
+        rows.into_iter().map(journal_row).collect()
+    }
+
+    /// What a run would be recalled from, and what is shown of it.
+    pub(super) async fn journal_and_view(&self, run: RunId) -> Result<Option<(Vec<JournalRow>, RunState)>, StoreError> {
+        let mut reading = self.reading().await?;
+        let Some(shown) = Self::run_in(&mut reading, run).await? else { return Ok(None) };
+        let rows = recalled(&mut reading, run).await?;
+        reading.commit().await?;
+        Ok(Some((rows, shown)))
     }
 
     /// The whole journal of one run, for tests and for people.
@@ -131,6 +158,22 @@ impl SqlStore {
         .await?;
         Ok(rows.into_iter().map(|(data,)| data).collect())
     }
+}
+
+/// A run's entries and those of the workers before its last one, but for how far each was heard.
+async fn recalled(reading: &mut Connection, run: RunId) -> Result<Vec<JournalRow>, StoreError> {
+    let rows: Vec<(i64, i64, String)> = sqlx::query_as(
+        "SELECT seq, at_ms, entry FROM journal WHERE run = $1 OR (run IS NULL AND worker IS NULL \
+         AND seq < (SELECT MAX(seq) FROM journal WHERE run = $1)) ORDER BY seq",
+    )
+    .bind(run.to_string())
+    .fetch_all(reading)
+    .await?;
+    rows.into_iter().map(journal_row).collect()
+}
+
+fn journal_row((seq, at_ms, entry): (i64, i64, String)) -> Result<JournalRow, StoreError> {
+    Ok(JournalRow { seq: count(seq), at_ms: count(at_ms), entry: from_json("a journal entry", &entry)? })
 }
 
 struct OpenLogRow(Claim, Offsets, u64);

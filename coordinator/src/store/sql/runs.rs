@@ -4,7 +4,7 @@ use longshore_protocol::{RunId, StepName};
 use sqlx::QueryBuilder;
 
 use super::super::Db;
-use super::SqlStore;
+use super::{Connection, SqlStore};
 use crate::core::view::{RunSummary, RunView, StepView};
 use crate::store::runs::{Changed, RunState, Submitted};
 use crate::store::{StoreError, count, from_json, sql};
@@ -34,6 +34,13 @@ impl SqlStore {
     pub(super) async fn run(&self, run: RunId) -> Result<Option<RunState>, StoreError> {
         // One transaction, so that the steps are those of the summary.
         let mut reading = self.reading().await?;
+        let found = Self::run_in(&mut reading, run).await?;
+        reading.commit().await?;
+        Ok(found)
+    }
+
+    /// The same in a transaction that reads more.
+    pub(super) async fn run_in(reading: &mut Connection, run: RunId) -> Result<Option<RunState>, StoreError> {
         let row: Option<(String, bool, i64)> = sqlx::query_as("SELECT summary, done, change FROM runs WHERE run = $1")
             .bind(run.to_string())
             .fetch_optional(&mut *reading)
@@ -43,7 +50,6 @@ impl SqlStore {
             .bind(run.to_string())
             .fetch_all(&mut *reading)
             .await?;
-        reading.commit().await?;
         let change = rows.iter().map(|(change, _)| *change).fold(change, i64::max);
         let steps = rows.iter().map(|(_, view)| from_json("a step", view)).collect::<Result<_, _>>()?;
         let view = RunView { summary: from_json("a run", &summary)?, steps };
