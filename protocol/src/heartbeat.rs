@@ -11,6 +11,7 @@ use crate::kept::SnapshotId;
 /// What the heartbeat queue carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are heartbeats, and few are in memory at once")]
 pub enum HeartbeatMessage {
     /// A worker's.
     Heartbeat(Heartbeat),
