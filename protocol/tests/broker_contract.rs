@@ -55,6 +55,7 @@ contract! {
         what_was_dropped_without_a_word_comes_back_when_the_consumer_ends,
         two_consumers_share,
         next_may_be_dropped_while_it_waits,
+        p4_a_consumer_that_was_given_up_while_it_was_made_holds_nothing,
         after_close_everything_says_so;
     queues:
         p1_garbage_is_dead_lettered_and_the_consumer_goes_on,

@@ -148,3 +148,15 @@ pub async fn after_close_everything_says_so<B: Site>(place: &Place<B>) {
     assert!(matches!(published, Err(PublishError::Broker(BrokerError::Closed))), "{published:?}");
     broker.close().await;
 }
+
+/// At every moment of its making: each try is given up a little later than the one before.
+pub async fn p4_a_consumer_that_was_given_up_while_it_was_made_holds_nothing<B: Site>(place: &Place<B>) {
+    let events = place.events().await;
+    place.publish(&events, &["1"]).await;
+    for tenths in 0..200 {
+        let given_up = std::time::Duration::from_micros(tenths * 100);
+        drop(tokio::time::timeout(given_up, place.broker.consume(&events, 1)).await);
+    }
+    let mut consumer = place.broker.consume(&events, 1).await.unwrap();
+    assert_eq!(take(&mut consumer).await, "1");
+}

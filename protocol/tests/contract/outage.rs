@@ -188,14 +188,41 @@ async fn a_connection_that_the_server_closes_is_opened_again() {
     .await;
 }
 
-/// As an operator would; how many they were.
-fn close_connections(name: &str) -> usize {
+/// `docs/decisions/leaderless-queues.md`; this test takes as long as a leader is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p9_a_queue_that_gets_no_leader_is_made_anew_and_the_others_go_on() {
+    within(async {
+        let place = Place::new(amqp_broker());
+        let events = place.events().await;
+        let letters = place.topology.dead_letters();
+        place.declare(letters.clone()).await;
+        let mut beside = place.broker.consume(&letters, 1).await.unwrap();
+        // Its one member answers nothing any more, as one that waits for a leader for ever.
+        let suspend = format!("sys:suspend(whereis(binary_to_atom(<<\"%2F_{}\">>))).", events.name);
+        tokio::task::spawn_blocking(move || rabbitmqctl(&["eval", &suspend])).await.unwrap();
+
+        let mut consumer = place.broker.consume(&events, 1).await.unwrap();
+        while place.broker.publish(messages(&events, &["anew"])).await.is_err() {}
+        assert_eq!(take(&mut consumer).await, "anew");
+        while place.broker.publish(messages(&letters, &["beside"])).await.is_err() {}
+        assert_eq!(take(&mut beside).await, "beside");
+        place.clear().await;
+        place.broker.close().await;
+    })
+    .await;
+}
+
+/// Asks the broker's node itself, as an operator would.
+fn rabbitmqctl(arguments: &[&str]) -> String {
     let control = crate::services::env("LONGSHORE_TEST_RABBITMQCTL");
-    let run = |arguments: &[&str]| {
-        let output = Command::new(&control).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let output = Command::new(control).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// How many they were.
+fn close_connections(name: &str) -> usize {
+    let run = rabbitmqctl;
     let list = run(&["-q", "list_connections", "pid", "client_properties"]);
     let ours: Vec<&str> =
         list.lines().filter(|line| line.contains(name)).filter_map(|line| line.split('\t').next()).collect();

@@ -2,19 +2,26 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::link::{BACKOFF_MAX, GOODBYE_TIMEOUT, Session, backoff, lost};
 use super::{Inner, short};
 use crate::broker::{Acker, BrokerError, Delivery};
-use crate::topology::Queue;
+use crate::topology::{Queue, QueueKind};
+
+/// How long a quorum queue may be without a leader: an election takes a second, and RabbitMQ itself gives up on one
+/// after 30.
+const LEADER_PATIENCE_SECS: u32 = 20;
 
 /// One consumer, on whatever connection there is at the moment.
 pub struct AmqpConsumer {
@@ -27,14 +34,19 @@ pub struct AmqpConsumer {
 }
 
 impl AmqpConsumer {
-    /// Consumes as soon as there is a connection.
+    /// Consumes as soon as there is a connection. Dropped while it waits, it leaves nothing behind.
     pub(super) async fn start(broker: Arc<Inner>, queue: Queue, prefetch: u16) -> Result<Self, BrokerError> {
         let feed = Feed { link: broker.consuming.clone(), declared: Arc::clone(&broker.declared), queue, prefetch };
-        let first = feed.subscribe().await?;
         let stop = broker.consumers_stop.child_token();
+        let guard = stop.clone().drop_guard();
         let inbox = Arc::new(Inbox::default());
-        let task = broker.consumers.spawn(feed.run(first, Arc::clone(&inbox), stop.clone()));
-        Ok(Self { inbox, stop: stop.drop_guard(), task, _broker: broker })
+        let (told, consumes) = oneshot::channel();
+        let task = broker.consumers.spawn(feed.start(told, Arc::clone(&inbox), stop));
+        match consumes.await {
+            Ok(Ok(())) => Ok(Self { inbox, stop: guard, task, _broker: broker }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(BrokerError::Closed),
+        }
     }
 
     pub(in crate::broker) async fn next(&self) -> Option<Delivery> {
@@ -129,6 +141,19 @@ enum Stopped {
 }
 
 impl Feed {
+    /// Runs from the first subscription on, of which it tells.
+    async fn start(self, told: oneshot::Sender<Result<(), BrokerError>>, inbox: Arc<Inbox>, stop: CancellationToken) {
+        match unless_stopped(&stop, self.subscribe()).await {
+            Some(Ok(first)) => {
+                // Where nobody listens any more, `stop` is cancelled, and the consumer with it.
+                let _ = told.send(Ok(()));
+                self.run(first, inbox, stop).await;
+            }
+            Some(Err(error)) => drop(told.send(Err(error))),
+            None => {}
+        }
+    }
+
     /// Runs until `stop`, or until the queue is one that we deleted.
     async fn run(self, first: Subscription, inbox: Arc<Inbox>, stop: CancellationToken) {
         let mut subscription = Some(first);
@@ -138,7 +163,7 @@ impl Feed {
                 // The broker delivers them again; handed out now, they could not be acked.
                 Stopped::There => drop(inbox.take_all()),
             }
-            subscription = stop.run_until_cancelled(self.subscribe_again()).await.flatten();
+            subscription = unless_stopped(&stop, self.subscribe_again()).await.flatten();
         }
         inbox.end();
     }
@@ -184,10 +209,33 @@ impl Feed {
                 let deliveries = channel.basic_consume(name.clone(), "".into(), consume, FieldTable::default()).await?;
                 Ok((channel, deliveries))
             });
-            match subscribed.await {
+            let answer = tokio::select! {
+                biased;
+                answer = subscribed => answer,
+                () = leader_patience(), if matches!(self.queue.kind, QueueKind::Quorum { .. }) => {
+                    self.make_anew(&session).await;
+                    continue;
+                }
+            };
+            match answer {
                 Ok((channel, deliveries)) => return Ok(Subscription { session, channel, deliveries }),
                 Err(error) => session.wait_out(&error, &format!("cannot consume from {name}")).await?,
             }
+        }
+    }
+
+    /// A queue that has no leader and gets none: RabbitMQ 3.10 leaves it so when it is killed within a moment of the
+    /// queue's making (`docs/decisions/leaderless-queues.md`). What is in it cannot be had, and nobody can put more into
+    /// it. Made anew, it is like one that was lost with the broker's disk: every rule holds without its messages.
+    async fn make_anew(&self, session: &Session) {
+        tracing::error!(queue = self.queue.name, "the queue has no leader: it is deleted and made anew");
+        let anew = session.on_own_channel(async |channel| {
+            channel.queue_delete(self.queue.name.as_str().into(), QueueDeleteOptions::default()).await
+        });
+        if let Err(error) = anew.await {
+            tracing::warn!(queue = self.queue.name, %error, "a queue without a leader could not be deleted");
+            // Perhaps somebody else was faster, which ends the connection of who waits for it. Else the next try sees.
+            session.pause().await;
         }
     }
 
@@ -210,6 +258,24 @@ impl Feed {
                 },
             }
         }
+    }
+}
+
+/// What a subscribing comes to. It is not cut off in the middle: lapin keeps a consumer of which nobody was told, with
+/// its channel and what it is given. Only where the broker does not answer in time, which ends the connection, or is away.
+async fn unless_stopped<T>(stop: &CancellationToken, subscribing: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        subscribed = subscribing => Some(subscribed),
+        () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_TIMEOUT).await } => None,
+    }
+}
+
+/// Over when a leader was waited for long enough, by the seconds in which this process ran: one that was stopped has not
+/// heard yet what came meanwhile.
+async fn leader_patience() {
+    for _ in 0..LEADER_PATIENCE_SECS {
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
