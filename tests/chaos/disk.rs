@@ -3,11 +3,15 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use longshore_tests::check::run_command;
 
 /// Written at once. Small, so that less than this is left.
 const PIECE: [u8; 4096] = [0; 4096];
+
+/// How often what was given back is taken again.
+const AGAIN_MS: u64 = 20;
 
 /// A file system of a row's own, in memory, until it is dropped.
 pub(crate) struct SmallDisk {
@@ -23,9 +27,19 @@ impl SmallDisk {
         Self { at: dir.to_owned() }
     }
 
-    /// Fills it to its last page. How many bytes that took.
-    pub(crate) fn fill(&self) -> u64 {
-        let mut file = File::create(self.ballast()).expect("a file");
+    /// Fills it to its last page, and what is given back meanwhile again, for so long. How many bytes that took.
+    pub(crate) async fn is_full_for(&self, secs: u32) -> u64 {
+        let mut bytes = self.fill();
+        let mut again = tokio::time::interval(Duration::from_millis(AGAIN_MS));
+        for _ in 0..u64::from(secs) * 1000 / AGAIN_MS {
+            again.tick().await;
+            bytes += self.fill();
+        }
+        bytes
+    }
+
+    fn fill(&self) -> u64 {
+        let mut file = File::options().create(true).append(true).open(self.ballast()).expect("a file");
         let mut bytes = 0;
         loop {
             match file.write(&PIECE) {

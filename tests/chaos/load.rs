@@ -30,7 +30,7 @@ impl Load {
         let (lines, bursts) = (self.secs * 10, self.secs * 2);
         // The chain and the fork are at work for most of the time, the retries for the first half of it.
         let (link, leaf, fails) = (f64::from(self.secs) / 7.0, f64::from(self.secs) / 2.0, f64::from(self.secs) / 6.0);
-        let (make, show) = if self.files { ("echo root > /made", "cat /made") } else { ("true", "echo root") };
+        let (make, show) = if self.files { ("echo root > /made", "cat /made") } else { ("'true'", "echo root") };
         let mut text = format!(
             r#"
 name: load

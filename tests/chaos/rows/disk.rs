@@ -7,7 +7,6 @@ use longshore_tests::own::{OwnServices, base_image};
 
 use crate::disk::SmallDisk;
 use crate::scene::{NAMES, SHORT_LEASE_SECS, Scene};
-use crate::signal::lasts;
 use crate::stand::Stand;
 use crate::table::Told;
 
@@ -56,9 +55,8 @@ pub(crate) async fn coordinator(stand: Stand) -> Told {
 }
 
 async fn fill_and_free(scene: &mut Scene, disk: &SmallDisk) {
-    let bytes = disk.fill();
-    lasts(FULL_SECS).await;
-    scene.proves(disk.is_full(), format!("filled with {} MiB, still full after {FULL_SECS} s", bytes >> 20));
+    let bytes = disk.is_full_for(FULL_SECS).await;
+    scene.proves(disk.is_full(), format!("filled with {} MiB, full for {FULL_SECS} s", bytes >> 20));
     disk.free();
     let freed = Instant::now();
     scene.recovers_with_a_new_run(freed).await;

@@ -49,6 +49,9 @@ const AFTER_THE_LEASE: Option<f64> = Some(crate::scene::LEASE_SECS as f64 + 2.0)
 /// Reconnecting has a backoff of at most 3 s (P8).
 const AFTER_THE_BROKER: Option<f64> = Some(5.0);
 
+/// A queue without a leader is made anew after 20 s (`docs/decisions/leaderless-queues.md`).
+const AFTER_A_LEADER: Option<f64> = Some(30.0);
+
 /// All of them, in the table's order.
 pub(crate) const ROWS: &[Row] = &[
     row("kill-worker", "kill -9 of a worker, which does not come back", Again::Once, |stand| {
@@ -89,7 +92,7 @@ pub(crate) const ROWS: &[Row] = &[
         Again::Never,
         |stand| Box::pin(broker::kill_young(stand)),
     )
-    .within(AFTER_THE_BROKER),
+    .within(AFTER_A_LEADER),
     row("alarm-broker", "RabbitMQ in memory alarm for longer than the lease", Again::Never, |stand| {
         Box::pin(broker::alarm(stand))
     }),
