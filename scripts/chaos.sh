@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A fleet under faults, on the real thing: RabbitMQ, two Docker Engines, coordinators
 # and workers of this run's own. Prints a table of what each fault cost and the proof
-# that it bit; a run of all rows in which nothing was lost writes docs/chaos.md.
+# that it bit; once every row has passed, their last results are docs/chaos.md.
 #
 #   chaos.sh [ROW,...]
 #   chaos.sh --list

@@ -2,7 +2,8 @@
 //!
 //! A [`rows`]' entry is one fault. Each stands on the services of the [`stand`], starts a fleet of its own as a
 //! [`scene`], gives it a [`load`] before, during and after the fault, does the fault ([`broker`], [`net`], [`disk`],
-//! [`signal`]) and proves that it bit; what is left is counted at the end, and [`table`] prints it.
+//! [`signal`]) and proves that it bit; what is left is counted at the end, and [`table`] prints it;
+//! [`report`] keeps every row's last result for the [`page`].
 //!
 //! Without arguments, as within `make test`, the quick rows run. `LONGSHORE_CHAOS_ROWS` names others: `all`, `list`, or
 //! names with commas between. Arguments are those of any test: words, one of which a row's name must contain.
@@ -12,6 +13,7 @@ mod disk;
 mod load;
 mod net;
 mod page;
+mod report;
 mod rows;
 mod scene;
 mod signal;
@@ -21,6 +23,7 @@ mod table;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::report::Report;
 use crate::rows::{ROWS, Row};
 use crate::stand::Stand;
 use crate::table::Entry;
@@ -36,7 +39,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match choose(&wanted, &words) {
-        Ok(rows) => run(&rows, wanted == "all"),
+        Ok(rows) => run(&rows, !wanted.is_empty()),
         Err(unknown) => {
             eprintln!("chaos: no row is named {unknown}; `scripts/chaos.sh --list` names them");
             ExitCode::from(2)
@@ -59,7 +62,7 @@ fn choose(wanted: &str, words: &[String]) -> Result<Vec<&'static Row>, String> {
     Ok(ROWS.iter().filter(named).filter(filtered).collect())
 }
 
-fn run(rows: &[&'static Row], all: bool) -> ExitCode {
+fn run(rows: &[&'static Row], named: bool) -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let began = Instant::now();
     let mut entries = Vec::new();
@@ -74,9 +77,14 @@ fn run(rows: &[&'static Row], all: bool) -> ExitCode {
     }
     println!("\n{}", table::table(&entries));
     let failed = entries.iter().filter(|entry| entry.failure.is_some()).count();
-    if all && failed == 0 {
-        page::write(&entries);
-        eprintln!("wrote docs/chaos.md");
+    // The quick rows within `make test` are no run to read figures from.
+    if named {
+        let mut report = Report::read();
+        report.take(&entries);
+        if let Some(whole) = report.whole() {
+            page::write(&whole);
+            eprintln!("wrote docs/chaos.md");
+        }
     }
     eprintln!("took {:.0} s", began.elapsed().as_secs_f64());
     println!("{} passed, {failed} failed", entries.len() - failed);

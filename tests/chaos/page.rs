@@ -10,7 +10,7 @@ use crate::table::{Entry, Told};
 /// Its marks are replaced, and nothing else of it changes from run to run.
 const PAGE: &str = include_str!("page.md");
 
-/// Writes `docs/chaos.md`.
+/// Writes `docs/chaos.md`, of all rows.
 pub(crate) fn write(entries: &[Entry]) {
     let page = PAGE.replace("{{table}}", markdown(entries).trim_end()).replace("{{machine}}", &machine());
     std::fs::write(services::root().join("docs/chaos.md"), page).expect("the page can be written");

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::fmt::Write as _;
-use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinError;
 
 use crate::rows::{Again, Row};
@@ -16,7 +16,7 @@ const LENIENCE: f64 = 10.0;
 const FAILURE_CHARS_MAX: usize = 100;
 
 /// What a row has counted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Told {
     pub(crate) steps: usize,
     pub(crate) settled: usize,
@@ -26,8 +26,8 @@ pub(crate) struct Told {
     pub(crate) lost: usize,
     /// Containers.
     pub(crate) left: usize,
-    /// From the fault's end, or from the fault where nobody mends it, until all was well.
-    pub(crate) recovered: Option<Duration>,
+    /// Seconds from the fault's end, or from the fault where nobody mends it, until all was well.
+    pub(crate) recovered_secs: Option<f64>,
     /// What shows that the fault bit.
     pub(crate) proof: String,
 }
@@ -51,7 +51,7 @@ impl Entry {
 
     /// Seconds to recover, beside what is wanted of them.
     pub(crate) fn recovered(&self) -> String {
-        let Some(secs) = self.told.recovered.map(|recovered| recovered.as_secs_f64()) else { return "-".to_owned() };
+        let Some(secs) = self.told.recovered_secs else { return "-".to_owned() };
         match self.row.limit_secs {
             None => format!("{secs:.1}"),
             Some(limit) if secs <= limit => format!("{secs:.1} <= {limit:.0}"),
@@ -79,7 +79,7 @@ impl Entry {
 
 /// What is not as promised.
 fn complaint(row: &Row, told: &Told) -> Option<String> {
-    let late = |limit: &f64| told.recovered.is_none_or(|recovered| recovered.as_secs_f64() > limit * LENIENCE);
+    let late = |limit: &f64| told.recovered_secs.is_none_or(|secs| secs > limit * LENIENCE);
     if told.settled != told.steps {
         Some(format!("{} of {} steps settled", told.settled, told.steps))
     } else if told.lost > 0 {
@@ -91,7 +91,7 @@ fn complaint(row: &Row, told: &Told) -> Option<String> {
     } else if row.again == Again::Once && told.again == 0 {
         Some("nothing was carried out again: what of it was lost?".to_owned())
     } else if row.limit_secs.as_ref().is_some_and(late) {
-        Some(format!("{:?} to recover is more than {LENIENCE} times too long", told.recovered))
+        Some(format!("{:?} s to recover are more than {LENIENCE} times too long", told.recovered_secs))
     } else if told.proof.is_empty() {
         Some("nothing proves that the fault bit".to_owned())
     } else {
