@@ -215,7 +215,7 @@ fn p18_nothing_is_started_behind_the_end_of_its_lease() {
     worker.send(&ToSupervisor::Run(leased("1", "echo never", boot_ms() + 100, 200)));
     match worker.next() {
         FromSupervisor::CannotStart(cannot) => {
-            assert_eq!((cannot.exit, cannot.reason.as_str()), (None, "its lease has ended"))
+            assert_eq!((cannot.exit, cannot.reason.as_str()), (None, "its lease has ended"));
         }
         other => panic!("{other:?}"),
     }
