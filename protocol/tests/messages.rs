@@ -46,8 +46,8 @@ variants! {
     event: Event { Hello, Accepted, Started, Finished, Records }
     phase: Phase { Preparing, Running, Snapshotting, Finished }
     outcome: Outcome { Passed, Failed, Signaled, TimedOut, OomKilled, Cancelled, Skipped, Infra }
-    cancelled_by: CancelledBy { User, Sibling }
-    stage: InfraStage { Claim, Prepare, Exec, Snapshot, Lease }
+    cancelled_by: CancelledBy { User, Sibling, RunTimeout }
+    stage: InfraStage { Queue, Claim, Prepare, Exec, Snapshot, Lease }
     heartbeat: HeartbeatMessage { Heartbeat, Tick }
     stream: Stream { Stdout, Stderr }
     ending: Ending { Newline, Split, Eof }
@@ -126,13 +126,18 @@ fn every_message_has_an_example_that_can_be_read() {
             }
             "OutputMessage" => see_output(&read(body), body, &mut seen),
             "ControlMessage" => {
-                seen.insert(control(&read::<ControlMessage>(body).control));
+                let message: ControlMessage = read(body);
+                seen.insert(control(&message.control));
+                if let Control::Cancel { by, .. } = &message.control {
+                    seen.insert(cancelled_by(by));
+                }
             }
             other => panic!("no message is called {other:?}"),
         }
     }
     let mut wanted = all();
     wanted.extend(["LineData::text", "LineData::base64"]);
+    wanted.remove("InfraStage::Queue"); // decided by the coordinator: nobody sends it
     let missing: Vec<_> = wanted.difference(&seen).copied().collect();
     assert!(missing.is_empty(), "docs/protocol.md has no example of {missing:?}");
 }
