@@ -165,6 +165,8 @@ fn p18_what_somebody_goes_on_with_is_committed() {
     bench.join("a", "e", 1);
     let (_, step) = bench.submit(vec![exclusive(plain("s")), from("t", "s")]);
     assert_eq!(step.jobs()[0].1.keep, Keep::Snapshot);
+    let mut bench = Bench::new();
+    bench.join("a", "e", 1);
     let (_, step) = bench.submit(vec![exclusive(plain("s"))]);
     assert_eq!(step.jobs()[0].1.keep, Keep::Nothing);
 }
