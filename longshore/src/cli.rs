@@ -103,6 +103,9 @@ pub(crate) struct RunArgs {
 /// More containers than this on one host run into limits of the kernel (networks, processes) first.
 const SLOTS_MAX: i64 = 1_000;
 
+/// A petabyte: more is a slip of the finger.
+const SPOOL_MIB_MAX: u64 = 1 << 30;
+
 #[derive(Args, Debug)]
 pub(crate) struct PlanArgs {
     /// The pipeline file, YAML or JSON
@@ -410,6 +413,10 @@ pub(crate) struct WorkerArgs {
     /// back at once
     #[arg(long, env = "LONGSHORE_DRAIN", value_name = "SECONDS", default_value_t = DRAIN.as_secs())]
     pub(crate) drain: u64,
+
+    /// MiB of the disk that the steps' output may take together until it is stored [default: a quarter of what is free]
+    #[arg(long, env = "LONGSHORE_SPOOL", value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=SPOOL_MIB_MAX))]
+    pub(crate) spool: Option<u64>,
 
     /// How long a container goes on without its worker before it ends itself
     #[arg(long, env = "LONGSHORE_ORPHAN", value_name = "SECONDS", default_value_t = ORPHAN.as_secs(), value_parser = clap::value_parser!(u64).range(1..))]

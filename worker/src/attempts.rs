@@ -21,6 +21,7 @@ use crate::disk::Disk;
 use crate::disk::log::{Durable, RecordLog};
 use crate::disk::records::{AttemptKey, Ended, Entry, Open, Parked, claim_of};
 use crate::exclusive::Leased;
+use crate::spools::{Share, Spools};
 
 /// Why an attempt is stopped before its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +89,8 @@ pub(crate) struct Handle {
     pub(crate) claim: Claim,
     pub(crate) spool: PathBuf,
     pub(crate) spooled: watch::Sender<Spooled>,
+    /// P15: its part of the room for all spools.
+    pub(crate) share: Arc<Share>,
     pub(crate) stop: Stop,
     /// P18
     pub(crate) leased: watch::Sender<Leased>,
@@ -116,12 +119,13 @@ struct Table {
 pub(crate) struct Attempts {
     disk: Arc<Disk>,
     log: RecordLog,
+    spools: Arc<Spools>,
     table: Mutex<Table>,
 }
 
 impl Attempts {
-    pub(crate) fn new(disk: Arc<Disk>, log: RecordLog) -> Self {
-        Self { disk, log, table: Mutex::default() }
+    pub(crate) fn new(disk: Arc<Disk>, log: RecordLog, spools: Arc<Spools>) -> Self {
+        Self { disk, log, spools, table: Mutex::default() }
     }
 
     /// Takes an attempt: its record is on disk when this returns (P4). `None` if it is here already.
@@ -165,6 +169,9 @@ impl Attempts {
 
     fn hold(&self, record: AttemptRecord, wants: Option<AttemptKey>, spooled: Spooled) -> Handle {
         let (stop, stopped) = watch::channel(None);
+        let share = self.spools.share();
+        // What an earlier incarnation spooled is there, whether there is room for it or not.
+        share.try_cover(spooled.held());
         let spooled = watch::Sender::new(spooled);
         let leased = watch::Sender::default();
         let forgotten = CancellationToken::new();
@@ -174,6 +181,7 @@ impl Attempts {
             claim: record.claim.clone(),
             spool: self.disk.spool_path(key),
             spooled: spooled.clone(),
+            share,
             stop: Stop(stopped),
             leased: leased.clone(),
             forgotten: forgotten.clone(),

@@ -65,6 +65,10 @@ pub struct Config {
     /// where there is a supervisor to make it wait; else what goes beyond is counted, and the log says so. At least 128
     /// MiB: 16 are given back at a time, after 2 MiB of output are stored, which in lines of one byte are 60 of frames.
     pub spool_bytes_max: u64,
+    /// P15: bytes of all steps' spools together, beyond 8 MiB that each step has in any case. A step that finds no room
+    /// waits in line, where there is a supervisor to make it wait. `None`: a quarter of what is free on the state
+    /// directory's disk when the worker starts, at least 64 MiB.
+    pub spools_bytes_max: Option<u64>,
     /// P15: bytes of one step's output that are taken at all, where its pipeline does not say; what goes beyond is
     /// counted, and the log says so.
     pub output_bytes_max: u64,
@@ -100,6 +104,7 @@ impl Config {
             starts_before: 0,
             worker_id: None,
             spool_bytes_max: SPOOL_BYTES_MAX,
+            spools_bytes_max: None,
             output_bytes_max: OUTPUT_BYTES_MAX,
             parked_max: None,
             parked_for: PARKED_FOR,

@@ -22,6 +22,7 @@ use crate::error::WorkerError;
 use crate::gates::Gates;
 use crate::parked::ParkedContainers;
 use crate::report::{Reporter, Reports};
+use crate::spools::Spools;
 use crate::tidy::Tidying;
 use crate::{checkpoint, report};
 
@@ -91,7 +92,7 @@ impl<B: Broker, E: Engine> Context<B, E> {
         let (reporter, reports) = report::queue(config.slots, &log.records());
         let context = Self {
             topology: Topology::new(config.prefix.clone(), config.lease),
-            attempts: Attempts::new(Arc::clone(&disk), log.clone()),
+            attempts: Attempts::new(Arc::clone(&disk), log.clone(), Spools::new(disk.dir(), config.spools_bytes_max)),
             parked: ParkedContainers::new(log.clone()),
             slots: Arc::new(Semaphore::new(config.slots as usize)),
             tidying: Tidying::new(config.slots),

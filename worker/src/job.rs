@@ -157,9 +157,11 @@ pub(crate) async fn carry_out<B: Broker, E: Engine>(
     let taken = job.spec.output_max.unwrap_or(context.config.output_bytes_max);
     let bounds = Bounds { held: context.config.spool_bytes_max, taken };
     let spool = match found {
-        None => Spool::create(&attempt.spool, attempt.spooled.clone(), bounds).await,
+        None => Spool::create(&attempt.spool, attempt.spooled.clone(), Arc::clone(&attempt.share), bounds).await,
         // The coordinator may have some of it, whatever it was.
-        Some(found) => Spool::resume(&attempt.spool, found, attempt.spooled.clone(), bounds).await,
+        Some(found) => {
+            Spool::resume(&attempt.spool, found, attempt.spooled.clone(), Arc::clone(&attempt.share), bounds).await
+        }
     };
     let fence = context.fence(&attempt.claim);
     let container = ContainerName::of(&fence);

@@ -9,7 +9,7 @@
 //! 5. [`report`] numbers and sends what happened (P9).
 //!
 //! [`job`] shows prepare → exec → snapshot → report on one screen. Output takes a way of its own: [`output`] cuts it
-//! into [`lines`] and spools it (P16), [`pump`] sends what is spooled (P14).
+//! into [`lines`] and spools it (P16), for which `spools` has room (P15), [`pump`] sends what is spooled (P14).
 //!
 //! Around them: [`attempts`] those the worker speaks for, `exclusive` when one may start and how long it may run (P18), [`parked`] the containers in which children can go on (P19),
 //! [`tidy`] what is done behind a step, [`disk`] what must survive a crash, [`adopt`] what a predecessor left (P10) and
@@ -46,6 +46,7 @@ pub mod pump;
 pub mod report;
 pub mod retry;
 pub mod snapshot;
+mod spools;
 pub mod sweep;
 pub mod tidy;
 pub mod worker;

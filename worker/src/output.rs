@@ -16,6 +16,7 @@ use crate::disk::spool::{Place, Words, encode, encode_missing};
 use crate::engine::{OUTPUT_PIECES_MAX, Piece};
 use crate::lines::LineSplitter;
 use crate::metrics::{OUTPUT_BYTES, SPOOL_BYTES};
+use crate::spools::Share;
 
 /// How many bytes of frames are written at once.
 const FRAMES_BYTES: usize = 1024 * 1024;
@@ -40,6 +41,8 @@ pub(crate) struct Spool {
     /// Something was written since the last sync.
     unsynced: bool,
     bounds: Bounds,
+    /// Its part of the room for all spools.
+    share: Arc<Share>,
     /// Bytes of the command's output.
     taken: u64,
 }
@@ -55,10 +58,15 @@ pub(crate) struct Bounds {
 
 impl Spool {
     /// An empty spool; what was there before is dropped.
-    pub(crate) async fn create(path: &Path, spooled: watch::Sender<Spooled>, bounds: Bounds) -> io::Result<Self> {
+    pub(crate) async fn create(
+        path: &Path,
+        spooled: watch::Sender<Spooled>,
+        share: Arc<Share>,
+        bounds: Bounds,
+    ) -> io::Result<Self> {
         let before = path.to_owned();
         blocking(move || if before.try_exists()? { std::fs::remove_file(before) } else { Ok(()) }).await?;
-        Ok(Self::of(path, None, Place::default(), spooled, bounds))
+        Ok(Self::of(path, None, Place::default(), spooled, share, bounds))
     }
 
     /// P10: goes on behind what an earlier incarnation wrote.
@@ -66,15 +74,23 @@ impl Spool {
         path: &Path,
         found: Place,
         spooled: watch::Sender<Spooled>,
+        share: Arc<Share>,
         bounds: Bounds,
     ) -> io::Result<Self> {
         let there = (found.position > 0).then(|| path.to_owned());
         let open = |path| File::options().append(true).open(path);
         let file = blocking(move || there.map(open).transpose()).await?;
-        Ok(Self::of(path, file, found, spooled, bounds))
+        Ok(Self::of(path, file, found, spooled, share, bounds))
     }
 
-    fn of(path: &Path, file: Option<File>, found: Place, spooled: watch::Sender<Spooled>, bounds: Bounds) -> Self {
+    fn of(
+        path: &Path,
+        file: Option<File>,
+        found: Place,
+        spooled: watch::Sender<Spooled>,
+        share: Arc<Share>,
+        bounds: Bounds,
+    ) -> Self {
         let splitter = |stream| (stream, LineSplitter::from(stream, found.offsets.of(stream)));
         // Once something was left out, nothing more is taken: a log has one hole at most, at its end.
         let taken = if found.missing.total() > 0 { bounds.taken } else { found.read().total() };
@@ -89,6 +105,7 @@ impl Spool {
             broken: false,
             unsynced: false,
             bounds,
+            share,
             taken,
         }
     }
@@ -133,7 +150,7 @@ impl Spool {
         let mut runs = Vec::new();
         for Piece { stream, at_ms, bytes } in pieces.drain(..) {
             metrics::counter!(OUTPUT_BYTES, "stream" => stream.word()).increment(bytes.len() as u64);
-            if self.taken < self.bounds.taken && self.is_full() {
+            if self.taken < self.bounds.taken && !self.has_room() {
                 self.write().await?;
                 read.send_replace(self.written.read());
                 if !self.is_room(waits).await {
@@ -163,12 +180,22 @@ impl Spool {
     }
 
     fn is_full(&self) -> bool {
-        self.spooled.borrow().held() + self.frames.len() as u64 >= self.bounds.held
+        self.ahead_held() >= self.bounds.held
+    }
+
+    /// What it holds once the frames on their way are there.
+    fn ahead_held(&self) -> u64 {
+        self.spooled.borrow().held() + self.frames.len() as u64
+    }
+
+    /// Whether a piece more may come, by its own bound and by that of all spools.
+    fn has_room(&self) -> bool {
+        !self.is_full() && self.share.try_cover(self.ahead_held() + FRAMES_OF_A_PIECE_BYTES_MAX as u64)
     }
 
     /// Whether there is room in a spool that was full. Waits for some as long as it may.
     async fn is_room(&self, waits: Option<&CancellationToken>) -> bool {
-        let Some(enough) = waits else { return !self.is_full() };
+        let Some(enough) = waits else { return self.has_room() };
         // P15: `why` says so.
         self.spooled.send_modify(|spooled| spooled.full = true);
         let room = self.until_room(enough).await;
@@ -178,12 +205,17 @@ impl Spool {
 
     async fn until_room(&self, enough: &CancellationToken) -> bool {
         let mut spooled = self.spooled.subscribe();
-        while self.is_full() && !enough.is_cancelled() {
+        // What it wants does not change while it waits, so it keeps its place in the line.
+        let mut covered = std::pin::pin!(self.share.cover(self.ahead_held() + FRAMES_OF_A_PIECE_BYTES_MAX as u64));
+        // What it gives back itself may be enough, whoever stands in line before it.
+        while !enough.is_cancelled() && !self.has_room() {
             if spooled.borrow_and_update().kept {
                 return false;
             }
+            let is_full = self.is_full();
             tokio::select! {
                 changed = spooled.changed() => if changed.is_err() { break },
+                () = &mut covered, if !is_full => break,
                 () = enough.cancelled() => {}
             }
         }

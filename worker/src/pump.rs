@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use longshore_protocol::broker::{Broker, Outgoing};
@@ -23,7 +24,8 @@ use crate::report::until_confirmed;
 /// One place of the spool every so often is remembered, so that sending again does not read all of it.
 const INDEX_EVERY_BYTES: u64 = 1024 * 1024;
 
-/// The spool's beginning is given back to the disk when it is so long: each time costs an fsync.
+/// The spool's beginning is given back to the disk when it is so long: each time costs an fsync. While a step waits for
+/// room, whatever can be.
 const FREE_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Sends until the attempt is forgotten, or the worker has drained.
@@ -58,7 +60,9 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
             asked = now.asked;
             place = index[stored];
         }
-        if index[stored].position >= now.freed + FREE_EVERY_BYTES && !now.kept {
+        let scarce = attempt.share.is_scarce();
+        let worth_it = if scarce { 1 } else { FREE_EVERY_BYTES };
+        if index[stored].position >= now.freed + worth_it && !now.kept {
             free(attempt, index[stored]).await;
             index.drain(..stored);
             continue;
@@ -68,16 +72,19 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
         if place.position >= now.bytes || is_shut {
             let goes_on = match (on_its_way.take(), &reader) {
                 (Some(batch), _) => batch.await,
-                (None, Some(file)) if is_shut => match opened(context, &mut spooled).await {
-                    Window::Open => true,
-                    Window::Silent => {
-                        let file = Arc::clone(file);
-                        let again = read(context, attempt, file, &mut index[stored].clone(), now).await?;
-                        until_confirmed(context, again, "output").await
+                (None, Some(file)) if is_shut || (now.full && scarce) => {
+                    let silent = if is_shut { context.config.lease } else { ASK_AFTER };
+                    match opened(context, &mut spooled, room(attempt, scarce), silent).await {
+                        Window::Open => true,
+                        Window::Silent => {
+                            let file = Arc::clone(file);
+                            let again = read(context, attempt, file, &mut index[stored].clone(), now).await?;
+                            again.is_empty() || until_confirmed(context, again, "output").await
+                        }
+                        Window::Over => false,
                     }
-                    Window::Over => false,
-                },
-                (None, _) => changed(context, &mut spooled).await,
+                }
+                (None, _) => changed(context, &mut spooled, room(attempt, scarce)).await,
             };
             if !goes_on {
                 return Ok(());
@@ -132,10 +139,15 @@ async fn read<B: Broker, E: Engine>(
 }
 
 /// Waits for more. `false` when there will be none, because the worker drains and everything is sent.
-async fn changed<B: Broker, E: Engine>(context: &Context<B, E>, spooled: &mut watch::Receiver<Spooled>) -> bool {
+async fn changed<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    spooled: &mut watch::Receiver<Spooled>,
+    scarce: impl Future<Output = ()>,
+) -> bool {
     tokio::select! {
         biased;
         changed = spooled.changed() => changed.is_ok(),
+        () = scarce => true,
         () = context.phases.draining.cancelled() => false,
     }
 }
@@ -151,13 +163,32 @@ enum Window {
     Over,
 }
 
+/// How long a step that waits for room goes without hearing how much of what it sent is stored: less than it is told of
+/// by itself may be all that it has.
+const ASK_AFTER: Duration = Duration::from_secs(1);
+
+/// Until somebody begins to wait for room, if nobody did: then what can be given back is worth an fsync.
+async fn room(attempt: &Handle, scarce: bool) {
+    if scarce {
+        return std::future::pending().await;
+    }
+    // It cannot be closed: the share holds the sender.
+    let _ = attempt.share.waiting().wait_for(|waiting| *waiting > 0).await;
+}
+
 /// P15: waits until more is stored, also while the worker drains.
-async fn opened<B: Broker, E: Engine>(context: &Context<B, E>, spooled: &mut watch::Receiver<Spooled>) -> Window {
+async fn opened<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    spooled: &mut watch::Receiver<Spooled>,
+    scarce: impl Future<Output = ()>,
+    silent: Duration,
+) -> Window {
     tokio::select! {
         biased;
         changed = spooled.changed() => if changed.is_ok() { Window::Open } else { Window::Over },
         () = context.phases.stopped.cancelled() => Window::Over,
-        () = tokio::time::sleep(context.config.lease) => Window::Silent,
+        () = scarce => Window::Open,
+        () = tokio::time::sleep(silent) => Window::Silent,
     }
 }
 
@@ -176,6 +207,7 @@ async fn free(attempt: &Handle, place: Place) {
         if gone {
             metrics::gauge!(SPOOL_BYTES).decrement((place.position - spooled.freed) as f64);
             spooled.freed = place.position;
+            attempt.share.shrink(spooled.held());
         } else {
             spooled.kept = true;
         }

@@ -40,6 +40,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8, Failure> {
         parked_max: args.parked,
         parked_for: Duration::from_secs(args.parked_for),
         drain: Duration::from_secs(args.drain),
+        spools_bytes_max: args.spool.map(|mib| mib * 1024 * 1024),
         orphan: Duration::from_secs(args.orphan),
         direct: args.direct,
         metrics_listen: args.metrics,

@@ -2,8 +2,14 @@ use bytes::Bytes;
 
 use super::*;
 use crate::disk::spool;
+use crate::spools::{OWN_BYTES, Spools};
 
 const AMPLE: Bounds = Bounds { held: 1 << 30, taken: 1 << 30 };
+
+/// Of more room than any test needs.
+fn share() -> Arc<Share> {
+    Spools::of(1 << 32).share()
+}
 
 fn piece(stream: Stream, bytes: impl Into<Bytes>) -> Piece {
     Piece { stream, at_ms: 7, bytes: bytes.into() }
@@ -50,7 +56,7 @@ async fn p15_too_much_output_is_read_all_the_same_and_what_is_missing_is_counted
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.log");
     let spooled = watch::Sender::default();
-    let mut spool = Spool::create(&path, spooled.clone(), Bounds { taken: 100_000, ..AMPLE }).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), Bounds { taken: 100_000, ..AMPLE }).await.unwrap();
     let long = |stream| piece(stream, vec![b'x'; 50_000]);
     let pieces = [vec![long(Stream::Stdout); 5], vec![long(Stream::Stderr)]].concat();
     // P16: what is left out is done with as well, or the command would block behind it for ever.
@@ -70,12 +76,12 @@ async fn a_file_is_made_with_the_first_line_and_what_was_there_before_is_none() 
     let path = dir.path().join("x.log");
     std::fs::write(&path, "of an attempt that is forgotten").unwrap();
     let spooled = watch::Sender::default();
-    let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), AMPLE).await.unwrap();
     assert_eq!((spool.finish().await.unwrap(), path.exists()), (Offsets::default(), false));
     // P10: so a restart finds none.
     let [_, found] = spool::recover(&path).unwrap();
     assert_eq!(found, Place::default());
-    let mut spool = Spool::resume(&path, found, spooled.clone(), AMPLE).await.unwrap();
+    let mut spool = Spool::resume(&path, found, spooled.clone(), share(), AMPLE).await.unwrap();
     drained(&mut spool, vec![piece(Stream::Stdout, "one\n")]).await.unwrap();
     assert_eq!(end_of(&sent(&path, &spooled), Stream::Stdout), 4);
 }
@@ -85,7 +91,7 @@ async fn p14_many_short_lines_come_whole_and_are_not_held_in_memory() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.log");
     let spooled = watch::Sender::default();
-    let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), AMPLE).await.unwrap();
     let pieces = vec![piece(Stream::Stdout, vec![b'\n'; 64 * 1024]); OUTPUT_PIECES_MAX];
     // How much is held at once is asserted where it is written.
     spool.take(&mut pieces.clone(), &watch::Sender::default(), None).await.unwrap();
@@ -99,7 +105,7 @@ async fn p14_what_could_not_be_written_is_not_promised() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.log");
     let spooled = watch::Sender::default();
-    let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), AMPLE).await.unwrap();
     drained(&mut spool, vec![piece(Stream::Stdout, "kept\n")]).await.unwrap();
     // A disk that takes no more.
     spool.file = Some(Arc::new(File::options().write(true).open("/dev/full").unwrap()));
@@ -117,7 +123,7 @@ async fn p16_only_whole_lines_are_acknowledged_and_a_restart_goes_on_there() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.log");
     let spooled = watch::Sender::default();
-    let mut spool = Spool::create(&path, spooled.clone(), AMPLE).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), AMPLE).await.unwrap();
     spool.note("ours").await.unwrap();
     let half = vec![piece(Stream::Stderr, "one\ntw"), piece(Stream::Stdout, "out")];
     let read = drained(&mut spool, half).await.unwrap();
@@ -126,7 +132,7 @@ async fn p16_only_whole_lines_are_acknowledged_and_a_restart_goes_on_there() {
 
     let [_, found] = spool::recover(&path).unwrap();
     assert_eq!(found.read(), read, "the rest is asked for again");
-    let mut spool = Spool::resume(&path, found, spooled.clone(), AMPLE).await.unwrap();
+    let mut spool = Spool::resume(&path, found, spooled.clone(), share(), AMPLE).await.unwrap();
     let rest = vec![piece(Stream::Stderr, "two\n"), piece(Stream::Stdout, "out\n")];
     assert_eq!(drained(&mut spool, rest).await.unwrap(), Offsets { stdout: 4, stderr: 8 });
     let end = spool.finish().await.unwrap();
@@ -142,13 +148,13 @@ async fn p15_once_something_is_missing_nothing_more_is_taken_also_after_a_restar
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.log");
     let spooled = watch::Sender::default();
-    let mut spool = Spool::create(&path, spooled.clone(), Bounds { taken: 10, ..AMPLE }).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), Bounds { taken: 10, ..AMPLE }).await.unwrap();
     let read = drained(&mut spool, vec![piece(Stream::Stdout, "0123456789abcdef")]).await.unwrap();
     assert_eq!(read.stdout, 16);
     drop(spool);
     let [_, found] = spool::recover(&path).unwrap();
     assert_eq!((found.offsets.stdout, found.read().stdout), (10, 16));
-    let mut spool = Spool::resume(&path, found, spooled.clone(), Bounds { taken: 10, ..AMPLE }).await.unwrap();
+    let mut spool = Spool::resume(&path, found, spooled.clone(), share(), Bounds { taken: 10, ..AMPLE }).await.unwrap();
     assert_eq!(drained(&mut spool, vec![piece(Stream::Stdout, "more\n")]).await.unwrap().stdout, 21);
     let end = spool.finish().await.unwrap();
     assert_eq!(end.stdout, 10);
@@ -161,7 +167,7 @@ async fn p15_a_full_spool_makes_its_command_wait_until_some_is_given_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.log");
     let spooled = watch::Sender::<Spooled>::default();
-    let mut spool = Spool::create(&path, spooled.clone(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
     let (sender, output) = mpsc::channel(1);
     let read = watch::Sender::default();
     let sending = async move {
@@ -191,7 +197,7 @@ async fn p15_what_an_ended_command_has_on_its_way_is_taken_into_a_full_spool() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.log");
     let spooled = watch::Sender::<Spooled>::default();
-    let mut spool = Spool::create(&path, spooled.clone(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
+    let mut spool = Spool::create(&path, spooled.clone(), share(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
     let (sender, output) = mpsc::channel(40);
     for _ in 0..40 {
         sender.try_send(piece(Stream::Stdout, [&[b'x'; 99][..], b"\n"].concat())).unwrap();
@@ -214,7 +220,7 @@ async fn p15_a_full_spool_whose_command_cannot_wait_leaves_the_rest_out() {
     let waits = CancellationToken::new();
     for (waits, kept) in [(None, false), (Some(&waits), true)] {
         let spooled = watch::Sender::new(Spooled { kept, ..Spooled::default() });
-        let mut spool = Spool::create(&path, spooled.clone(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
+        let mut spool = Spool::create(&path, spooled.clone(), share(), Bounds { held: 1000, ..AMPLE }).await.unwrap();
         let (sender, output) = mpsc::channel(40);
         for _ in 0..40 {
             sender.try_send(piece(Stream::Stdout, [&[b'x'; 99][..], b"\n"].concat())).unwrap();
@@ -228,4 +234,36 @@ async fn p15_a_full_spool_whose_command_cannot_wait_leaves_the_rest_out() {
         assert!(marker.contains(&format!("{} bytes of stdout", 4000 - end.stdout)), "{marker}");
         assert!((800..1200).contains(&end.stdout), "{end:?}");
     }
+}
+
+/// P15: of two that share less room than both want, one waits until the other has given some back.
+#[tokio::test]
+async fn p15_a_step_that_finds_no_room_beside_others_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let spools = Spools::of(1024 * 1024);
+    let other = spools.share();
+    assert!(other.try_cover(OWN_BYTES + 1024 * 1024));
+    let spooled = watch::Sender::default();
+    let path = dir.path().join("x.log");
+    let mut spool = Spool::create(&path, spooled.clone(), spools.share(), AMPLE).await.unwrap();
+    let (sender, output) = mpsc::channel(1);
+    let (read, never) = (watch::Sender::default(), CancellationToken::new());
+    let bytes = OWN_BYTES + 512 * 1024;
+    let writing = async {
+        for _ in 0..bytes / 65536 {
+            sender.send(piece(Stream::Stdout, vec![b'x'; 65536])).await.unwrap();
+        }
+        drop(sender);
+    };
+    let watching = async {
+        spooled.subscribe().wait_for(|spooled| spooled.full).await.unwrap();
+        let held = spooled.borrow().held();
+        assert!(held > OWN_BYTES / 2 && held <= OWN_BYTES, "what is its own it has: {held}");
+        other.shrink(0);
+        spooled.subscribe().wait_for(|spooled| !spooled.full).await.unwrap();
+    };
+    let drained = spool.drain(output, &read, Some(&never), CancellationToken::new());
+    let (drained, (), ()) = tokio::join!(drained, writing, watching);
+    drained.unwrap();
+    assert_eq!(spool.finish().await.unwrap().stdout, bytes, "nothing is missing");
 }

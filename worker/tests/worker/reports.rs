@@ -345,3 +345,33 @@ async fn p16_output_is_on_the_disk_before_it_is_published() {
     assert!(String::from_utf8_lossy(&spooled).contains("a-line"));
     worker.crash().await;
 }
+
+/// P15: the disk is shared. Who finds no room waits, and is told to; who prints little does not notice.
+#[tokio::test]
+async fn p15_steps_share_the_disk_and_only_who_finds_no_room_waits() {
+    const MIB: u64 = 1024 * 1024;
+    let mut fleet = Fleet::new().await;
+    fleet.slots = 2;
+    fleet.spools_bytes_max = Some(4 * MIB);
+    let (worker, _) = fleet.started().await;
+    let noisy = fleet.job("a", "head -c 30000000 /dev/zero");
+    fleet.running(&noisy).await;
+    fleet.heartbeat_where(|hb| hb.full == [claim(&noisy)]).await;
+    let held = fleet.spool(&claim(&noisy)).len() as u64;
+    assert!((11 * MIB..=12 * MIB).contains(&held), "what is its own, and what is shared: {held}");
+    let quiet = fleet.job("b", "echo quiet");
+    assert_eq!(fleet.carry_out(&quiet).await.outcome, Outcome::Passed);
+    // It goes on as what it wrote is stored, and nothing of it is missing.
+    let mut stored = Offsets::default();
+    while stored.stdout < 30_000_000 {
+        let message = fleet.output().await;
+        if message.claim == claim(&noisy) {
+            let end = message.runs.last().unwrap().end();
+            stored.stdout = stored.stdout.max(end);
+            fleet.control(&worker, Control::Stored { claim: claim(&noisy), stored }).await;
+        }
+    }
+    let finished = fleet.finished().await;
+    assert_eq!((finished.outcome, finished.output), (Outcome::Passed, stored));
+    worker.stop().await;
+}
