@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Longshore beside what people use today, on this machine, in one run: RabbitMQ, a
 # Docker Engine, Celery and the Docker SDK of this run's own. Writes
-# target/bench/report.json, a table, and docs/benchmarks.md. Takes some 25 minutes;
+# target/bench/report.json, a table, and docs/benchmarks.md. Takes some 40 minutes;
 # a machine that does something else meanwhile measures that.
 #
 #   bench.sh [--rows NAME,...] [--runs N]

@@ -27,23 +27,40 @@ pub(crate) struct Ran {
 
 /// Submits a pipeline file and waits for its end. It must pass.
 pub(crate) async fn run(fleet: &Fleet, pipeline: &str) -> Result<Ran> {
+    let began = Instant::now();
+    let run = submit(fleet, pipeline).await?;
+    ends(fleet, run, began).await
+}
+
+/// Waits for the end of a run that was submitted then. It must pass.
+pub(crate) async fn ends(fleet: &Fleet, run: RunId, began: Instant) -> Result<Ran> {
+    let http = Client::builder().no_proxy().build()?;
+    let watched = tokio::time::timeout(PATIENCE, watch(&http, fleet, run, began)).await;
+    let (settled, closed) = watched.map_err(|_| Failure::new(format!("run {run} does not end")))??;
+    let view = view(fleet, run).await?;
+    passed(&view)?;
+    Ok(Ran { view, settled, closed })
+}
+
+/// A run as it is now.
+pub(crate) async fn view(fleet: &Fleet, run: RunId) -> Result<RunView> {
+    let http = Client::builder().no_proxy().build()?;
+    Ok(http.get(fleet.url(&format!("/v1/runs/{run}"))).send().await?.json().await?)
+}
+
+/// Submits a pipeline file.
+pub(crate) async fn submit(fleet: &Fleet, pipeline: &str) -> Result<RunId> {
     let plan = longshore_coordinator::pipeline::parse("bench.yaml", pipeline)
         .map_err(|mistakes| Failure::new(format!("{mistakes}\n{mistakes:?}")))?;
     let body = serde_json::to_vec(&json!({ "run": RunId::new(), "pipeline": plan }))?;
     let http = Client::builder().no_proxy().build()?;
-    let began = Instant::now();
     let request = http.post(fleet.url("/v1/runs")).header("content-type", "application/json").body(body);
     let answer = request.send().await?;
     let (status, text) = (answer.status(), answer.text().await?);
     if !status.is_success() {
         return Err(Failure::new(format!("submit: {status}: {text}")));
     }
-    let run: RunId = serde_json::from_value(serde_json::from_str::<serde_json::Value>(&text)?["run"].take())?;
-    let watched = tokio::time::timeout(PATIENCE, watch(&http, fleet, run, began)).await;
-    let (settled, closed) = watched.map_err(|_| Failure::new(format!("run {run} does not end")))??;
-    let view: RunView = http.get(fleet.url(&format!("/v1/runs/{run}"))).send().await?.json().await?;
-    passed(&view)?;
-    Ok(Ran { view, settled, closed })
+    Ok(serde_json::from_value(serde_json::from_str::<serde_json::Value>(&text)?["run"].take())?)
 }
 
 /// Waits until a step of a run that somebody else submitted has passed; the run as it is then.
@@ -70,19 +87,19 @@ pub(crate) async fn until_passed(fleet: &Fleet, run: RunId, step: &str) -> Resul
 }
 
 /// The events of a run, as the coordinator sends them.
-struct Events {
+pub(crate) struct Events {
     answer: reqwest::Response,
     unread: Vec<u8>,
 }
 
 impl Events {
-    async fn open(http: &Client, fleet: &Fleet, run: RunId) -> Result<Self> {
+    pub(crate) async fn open(http: &Client, fleet: &Fleet, run: RunId) -> Result<Self> {
         let answer = http.get(fleet.url(&format!("/v1/runs/{run}/events"))).send().await?;
         Ok(Self { answer, unread: Vec::new() })
     }
 
     /// The next one; none after the last, which is `End`.
-    async fn next(&mut self) -> Result<Option<RunEvent>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<RunEvent>> {
         loop {
             while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();

@@ -4,12 +4,14 @@
 //! ```text
 //! inside stamp                prints the time of its first instruction and that of its last act
 //! inside spew BYTES           writes lines of 100 bytes to stdout
+//! inside count SECONDS        writes numbered lines of 100 bytes as fast as they are taken
+//! inside beat SECONDS         prints the time, ms since 1970, twice a second, and once more before it ends
 //! inside tree DIR FILES BYTES writes FILES files of together BYTES into DIR
 //! ```
 
 use std::fs;
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 fn main() -> io::Result<()> {
     // Before anything else: this is the "first instruction" of the rows.
@@ -19,8 +21,10 @@ fn main() -> io::Result<()> {
     match args.get(1).map(String::as_str) {
         Some("stamp") => writeln!(io::stdout(), "{first} {}", now_ns()),
         Some("spew") => spew(number(2)),
+        Some("count") => count(Duration::from_secs(number(2) as u64)),
+        Some("beat") => beat(Duration::from_secs(number(2) as u64)),
         Some("tree") => tree(&args[2], number(3), number(4)),
-        _ => Err(io::Error::other("inside stamp | spew BYTES | tree DIR FILES BYTES")),
+        _ => Err(io::Error::other("inside stamp | spew BYTES | count SECONDS | beat SECONDS | tree DIR FILES BYTES")),
     }
 }
 
@@ -43,6 +47,37 @@ fn spew(bytes: usize) -> io::Result<()> {
         }
     }
     out.flush()
+}
+
+/// Every line has its number, from 0, so that whoever reads them sees that none is missing.
+fn count(time: Duration) -> io::Result<()> {
+    let began = Instant::now();
+    let mut out = io::stdout().lock();
+    let mut piece = Vec::with_capacity(64 * 1024);
+    let mut n = 0_u64;
+    while began.elapsed() < time {
+        piece.clear();
+        while piece.len() + 100 <= 64 * 1024 {
+            let noise = n.wrapping_mul(SEED);
+            piece.extend(format!("{n:012} {noise:016x} {:<69}\n", "as fast as it can").into_bytes());
+            n += 1;
+        }
+        out.write_all(&piece)?;
+    }
+    out.flush()
+}
+
+fn beat(time: Duration) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        // A line a write: nothing of it waits in here.
+        io::stdout().write_all(format!("{}\n", now_ns() / 1_000_000).as_bytes())?;
+        let left = time.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(500)));
+    }
 }
 
 /// As a build prints them, 70 to 130 bytes, a third of each not to be foreseen.

@@ -3,7 +3,8 @@
 //! [`rows`] are what is measured; [`measure`] runs each in turn with its baseline; [`figure`] says what is wanted of it
 //! and whether it holds; [`report`] writes `target/bench/report.json`, a table and `docs/benchmarks.md`; [`profile`]
 //! shows why a goal does not hold. Baselines are [`naive`] (the Engine's API in a loop), [`celery`], and the `docker`
-//! program of the [`stand`], which is what every row stands on. [`drive`] submits and watches runs.
+//! program of the [`stand`], which is what every row stands on. [`drive`] submits and watches runs,
+//! [`overhear`] notes when what is said of them is heard, and [`probe`] how soon a heartbeat is.
 
 mod celery;
 mod drive;
@@ -12,6 +13,8 @@ mod figure;
 mod measure;
 mod naive;
 mod options;
+mod overhear;
+mod probe;
 mod proc;
 mod profile;
 mod report;

@@ -7,6 +7,7 @@ mod fan;
 mod handover;
 mod idle;
 mod inject;
+mod noisy;
 pub(crate) mod noop;
 mod output;
 mod start;
@@ -27,6 +28,7 @@ pub(crate) enum Name {
     Commits,
     Noop,
     Output,
+    Noisy,
     Inject,
     InjectMemory,
     Commit100,
@@ -35,7 +37,7 @@ pub(crate) enum Name {
 
 impl Name {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Chain10,
         Self::Chain10Keys,
         Self::Handover,
@@ -44,6 +46,7 @@ impl Name {
         Self::Commits,
         Self::Noop,
         Self::Output,
+        Self::Noisy,
         Self::Inject,
         Self::InjectMemory,
         Self::Commit100,
@@ -60,6 +63,7 @@ impl Name {
             Self::Commits => "commits",
             Self::Noop => "noop",
             Self::Output => "output",
+            Self::Noisy => "noisy",
             Self::Inject => "inject",
             Self::InjectMemory => "inject-memory",
             Self::Commit100 => "commit100",
@@ -82,6 +86,7 @@ impl Name {
             Self::Commits => commits::Commits::FIGURES,
             Self::Noop => noop::Noop::FIGURES,
             Self::Output => output::Output::FIGURES,
+            Self::Noisy => noisy::Noisy::FIGURES,
             Self::Inject => inject::Inject::FIGURES,
             Self::InjectMemory => inject::Memory::FIGURES,
             Self::Commit100 => commit::Commit::FIGURES,
@@ -99,6 +104,7 @@ impl Name {
             Self::Commits => measure::<commits::Commits>(stand, runs).await,
             Self::Noop => measure::<noop::Noop>(stand, runs).await,
             Self::Output => measure::<output::Output>(stand, runs).await,
+            Self::Noisy => measure::<noisy::Noisy>(stand, runs).await,
             Self::Inject => measure::<inject::Inject>(stand, runs).await,
             Self::InjectMemory => measure::<inject::Memory>(stand, runs).await,
             Self::Commit100 => measure::<commit::Commit>(stand, runs).await,
