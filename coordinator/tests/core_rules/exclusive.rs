@@ -162,7 +162,7 @@ fn p18_a_go_that_came_too_late_charges_nobody() {
 #[test]
 fn p18_what_somebody_goes_on_with_is_committed() {
     let mut bench = Bench::new();
-    bench.join("a", "e", 1);
+    bench.join("a", "e", 2);
     let (_, step) = bench.submit(vec![exclusive(plain("s")), from("t", "s")]);
     assert_eq!(step.jobs()[0].1.keep, Keep::Snapshot);
     let mut bench = Bench::new();

@@ -55,6 +55,8 @@ pub(crate) struct Checker {
     /// Runs whose end the user asked for, since they were opened last.
     cancelled: BTreeSet<RunId>,
     cancelled_alone: u64,
+    /// Runs that had been called off as too long before they were opened again.
+    late_before: u64,
     runs: Vec<RunId>,
     /// Leases that ended in this very batch of entries.
     ended: BTreeSet<WorkerId>,
@@ -117,6 +119,7 @@ impl Checker {
             askings: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             cancelled_alone: 0,
+            late_before: 0,
             runs,
             ended: BTreeSet::new(),
             away: BTreeSet::new(),
@@ -268,6 +271,8 @@ impl Checker {
         assert!(self.verdicts.remove(&run).is_some(), "opened again before it was settled");
         *self.askings.entry(run).or_default() += 1;
         self.cancelled.remove(&run);
+        // Its time begins anew.
+        self.late_before += u64::from(self.turns.late.remove(&run));
         for execution in steps {
             let step = self.steps.get_mut(execution).unwrap();
             let settled = step.settled.take().expect("what is opened again was settled");
@@ -369,7 +374,7 @@ impl Checker {
     /// run called off as too long, a run opened again, a step cancelled.
     pub(crate) fn seen(&self) -> [u64; 7] {
         let again = self.askings.values().copied().map(u64::from).sum();
-        let turns = [self.turns.expired, self.turns.late.len() as u64];
+        let turns = [self.turns.expired, self.turns.late.len() as u64 + self.late_before];
         [self.remade, self.broken, self.taken, turns[0], turns[1], again, self.cancelled_alone]
     }
 
