@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use longshore_protocol::BlobHash;
+use longshore_protocol::process::blocking;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
@@ -44,6 +45,21 @@ pub enum BlobError {
     Io(#[from] io::Error),
 }
 
+/// Makes the directory of uploads under way, and removes those that were abandoned.
+fn sweep(incoming: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(incoming)?;
+    for entry in std::fs::read_dir(incoming)? {
+        let entry = entry?;
+        // Another process may remove it at the same time: then it is gone, which is what is wanted.
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let age = modified.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        if age.is_some_and(|age| age > ABANDONED) {
+            drop(std::fs::remove_file(entry.path()));
+        }
+    }
+    Ok(())
+}
+
 /// The blobs of one directory.
 #[derive(Clone, Debug)]
 pub struct Blobs {
@@ -55,16 +71,7 @@ impl Blobs {
     /// Makes the directory and removes abandoned uploads. A blob has at most `bytes_max` bytes.
     pub async fn open(dir: &Path, bytes_max: u64) -> Result<Self, BlobError> {
         let incoming = dir.join(INCOMING);
-        tokio::fs::create_dir_all(&incoming).await?;
-        let mut entries = tokio::fs::read_dir(&incoming).await?;
-        while let Some(entry) = entries.next_entry().await? {
-            // Another process may remove it at the same time: then it is gone, which is what is wanted.
-            let modified = entry.metadata().await.and_then(|metadata| metadata.modified());
-            let age = modified.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-            if age.is_some_and(|age| age > ABANDONED) {
-                drop(tokio::fs::remove_file(entry.path()).await);
-            }
-        }
+        blocking(move || sweep(&incoming)).await?;
         Ok(Self { dir: dir.to_owned(), bytes_max })
     }
 

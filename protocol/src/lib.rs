@@ -13,7 +13,7 @@
 //! 7. [`wire`] JSON with a version, and what happens to what cannot be read (P1);
 //! 8. [`topology`] the queues, and [`broker`] the trait that moves bytes between them: AMQP or memory.
 //!
-//! [`metric`] is the table that both processes describe their metrics with.
+//! [`process`] is what both take from their host; [`metric`] the table that they describe their metrics with.
 //!
 //! The rules `P1` … `P22` are numbered in `docs/protocol.md`.
 
@@ -28,6 +28,7 @@ pub mod lease;
 pub mod metric;
 pub mod outcome;
 pub mod output;
+pub mod process;
 pub mod topology;
 pub mod wire;
 

@@ -3,7 +3,6 @@
 //! Every attempt that is not over and every parked container is looked for on the Engine before `hello` lists them.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures_util::future::join_all;
 use longshore_protocol::broker::Broker;
@@ -11,7 +10,6 @@ use longshore_protocol::event::{Event, Finished, Phase};
 use longshore_protocol::output::Offsets;
 
 use crate::attempts::{Handle, Spooled, StopReason};
-use crate::blocking::blocking;
 use crate::context::Context;
 use crate::disk::records::{AttemptKey, Entry, Open, Parked, Records};
 use crate::disk::spool::{self, Place};
@@ -19,6 +17,8 @@ use crate::engine::{Adopted, ContainerName, Engine, EngineError};
 use crate::job::{Entrance, carry_out};
 use crate::metrics::{ADOPTED, SPOOL_BYTES};
 use crate::{parked, pump, tidy};
+use longshore_protocol::process::blocking;
+use tokio::time::Instant;
 
 /// What was taken over, before anybody is told.
 pub(crate) struct Left {

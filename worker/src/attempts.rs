@@ -12,10 +12,10 @@ use longshore_protocol::event::{AttemptRecord, Claim, Finished, Phase};
 use longshore_protocol::job::{Base, Job};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::Offsets;
+use longshore_protocol::process::blocking;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::blocking::blocking;
 use crate::clock::Boot;
 use crate::disk::Disk;
 use crate::disk::log::{Durable, RecordLog};

@@ -9,7 +9,7 @@
 //! of them as slots are free, up to [`POOL_CONSUMERS_MAX`].
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _, join_all, select_all, try_join_all};
 use longshore_protocol::broker::{Broker, BrokerError, Consumer, Delivery, dead_letter};
@@ -18,6 +18,7 @@ use longshore_protocol::job::Job;
 use longshore_protocol::topology::Queue;
 use longshore_protocol::{Shard, wire};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::attempts::{Handle, StopReason};
 use crate::clock::Boot;
@@ -259,6 +260,7 @@ async fn claim<B: Broker, E: Engine>(context: &Context<B, E>, delivery: &Deliver
     attempt.leased.send_modify(|leased| leased.ask(Boot::now())); // P18: before it is sent
     let accepted = context.reporter.send(Event::Accepted(claim_of(&job))).await;
     tokio::select! {
+        biased;
         Ok(()) = accepted => {
             count("accepted");
             Claimed::Accepted(job, attempt)

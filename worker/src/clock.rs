@@ -2,9 +2,12 @@
 //! Durations are measured with `Instant`.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant as Clock};
 
 use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+pub(crate) use longshore_protocol::process::wall_ms as now_ms;
 
 /// A moment of the host's `CLOCK_BOOTTIME`, ms. It goes on while the host sleeps, and is the supervisors' clock as well
 /// (P17, P18).
@@ -17,10 +20,14 @@ pub struct Boot(
 impl Boot {
     /// Now. Where tokio's time is paused, so is this.
     pub fn now() -> Self {
-        static FIRST: OnceLock<(Instant, Duration)> = OnceLock::new();
+        #[cfg(feature = "simulated")]
+        if let Some(ms) = longshore_protocol::process::simulated::boot_ms() {
+            return Self(ms);
+        }
+        static FIRST: OnceLock<(Clock, Duration)> = OnceLock::new();
         // Tokio counts by the monotonic clock unless a test has paused it. What the host slept is all that lacks there.
-        let (first, at) = FIRST.get_or_init(|| (Instant::now(), read(ClockId::Monotonic)));
-        let now = tokio::time::Instant::now().into_std();
+        let (first, at) = FIRST.get_or_init(|| (Clock::now(), read(ClockId::Monotonic)));
+        let now = Instant::now().into_std();
         let awake = match now.checked_duration_since(*first) {
             Some(since) => *at + since,
             None => at.saturating_sub(first.duration_since(now)),
@@ -51,11 +58,6 @@ fn read(clock: ClockId) -> Duration {
     let time = clock_gettime(clock);
     let part = |value: i64| u64::try_from(value).unwrap_or(0);
     Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
-}
-
-/// Milliseconds since the Unix epoch; 0 on a host whose clock is before it.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
 /// Milliseconds since then.

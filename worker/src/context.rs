@@ -6,11 +6,11 @@ use std::time::Duration;
 use longshore_protocol::broker::Broker;
 use longshore_protocol::event::Claim;
 use longshore_protocol::heartbeat::SNAPSHOTS_MAX;
+use longshore_protocol::process::Tasks;
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{EngineId, Fence, Incarnation, SnapshotId, WorkerId};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::attempts::Attempts;
 use crate::blobs::Blobs;
@@ -50,9 +50,9 @@ pub(crate) struct Context<B, E> {
     pub(crate) reachable: watch::Sender<bool>,
     pub(crate) snapshots: Snapshots,
     /// Tasks that carry attempts out.
-    pub(crate) jobs: TaskTracker,
+    pub(crate) jobs: Tasks,
     /// Tasks that send events and output: they end when the worker has drained.
-    pub(crate) pumps: TaskTracker,
+    pub(crate) pumps: Tasks,
     pub(crate) phases: Lifetime,
     fatal: Mutex<Option<WorkerError>>,
 }
@@ -100,8 +100,8 @@ impl<B: Broker, E: Engine> Context<B, E> {
             commits: Mutex::default(),
             reachable: watch::Sender::new(true),
             snapshots: Snapshots::default(),
-            jobs: TaskTracker::new(),
-            pumps: TaskTracker::new(),
+            jobs: Tasks::new(),
+            pumps: Tasks::new(),
             phases: Lifetime::default(),
             fatal: Mutex::default(),
             blobs: Blobs::new(config.blobs.clone())?,

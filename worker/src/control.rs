@@ -10,7 +10,6 @@ use longshore_protocol::{Epoch, SnapshotId, wire};
 use tokio::sync::mpsc;
 
 use crate::attempts::StopReason;
-use crate::blocking::blocking;
 use crate::clock::Boot;
 use crate::context::Context;
 use crate::disk::records::AttemptKey;
@@ -19,6 +18,7 @@ use crate::error::WorkerError;
 use crate::exclusive::Leased;
 use crate::metrics::FENCED;
 use crate::{parked, snapshot};
+use longshore_protocol::process::blocking;
 
 /// Messages are carried out one after the other; the rest of these only saves round trips.
 const PREFETCH: u16 = 16;
@@ -71,6 +71,7 @@ pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, mut h
         consumer.cancel().await;
     };
     tokio::select! {
+        biased;
         () = obeying => {}
         () = removing => {}
     }

@@ -6,10 +6,10 @@
 mod limit;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use longshore_protocol::metric::{MetricDoc, MetricKind};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
 
 use self::limit::Limit;
 use crate::engine::EngineError;

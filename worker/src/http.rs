@@ -37,6 +37,7 @@ pub(crate) async fn serve<B: Broker, E: Engine>(context: Arc<Context<B, E>>, lis
         tokio::time::sleep(LAST_ANSWERS).await;
     };
     tokio::select! {
+        biased;
         ended = server.into_future() => if let Err(error) = ended {
             tracing::error!(%error, "the health page ended");
         },

@@ -1,7 +1,7 @@
 //! One attempt on one screen: prepare → exec → snapshot → report.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
 use longshore_protocol::event::{Event, Finished, Phases, Usage};
@@ -10,6 +10,7 @@ use longshore_protocol::outcome::HANDED_BACK;
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{Fence, InfraStage, Outcome, SnapshotId};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::attempts::{Handle, StopReason};
 use crate::checkpoint::Chain;

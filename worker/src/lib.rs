@@ -20,7 +20,6 @@
 pub mod adopt;
 pub mod attempts;
 pub mod blobs;
-mod blocking;
 pub mod checkpoint;
 pub mod claim;
 mod clock;

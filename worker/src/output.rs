@@ -10,13 +10,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::attempts::Spooled;
-use crate::blocking::blocking;
 use crate::clock::now_ms;
 use crate::disk::spool::{Place, Words, encode, encode_missing};
 use crate::engine::{OUTPUT_PIECES_MAX, Piece};
 use crate::lines::LineSplitter;
 use crate::metrics::{OUTPUT_BYTES, SPOOL_BYTES};
 use crate::spools::Share;
+use longshore_protocol::process::blocking;
 
 /// How many bytes of frames are written at once.
 const FRAMES_BYTES: usize = 1024 * 1024;
@@ -214,6 +214,7 @@ impl Spool {
             }
             let is_full = self.is_full();
             tokio::select! {
+                biased;
                 changed = spooled.changed() => if changed.is_err() { break },
                 () = &mut covered, if !is_full => break,
                 () = enough.cancelled() => {}

@@ -170,6 +170,7 @@ pub(crate) async fn expire<B: Broker, E: Engine>(context: Arc<Context<B, E>>) {
             }
         };
         tokio::select! {
+            biased;
             () = context.phases.stopping.cancelled() => return,
             () = changed => {}
             () = until => {}

@@ -1,13 +1,13 @@
 //! Makes a step's container: image, snapshot or its parent's parked container (P19); limits, sources.
 
 use std::future::Future;
-use std::time::Instant;
 
 use indexmap::IndexMap;
 use longshore_protocol::broker::Broker;
 use longshore_protocol::job::{Base, Job, Keep, Source};
 use longshore_protocol::outcome::SNAPSHOT_LOST;
 use longshore_protocol::{Fence, InfraStage, Outcome, SnapshotId};
+use tokio::time::Instant;
 
 use crate::attempts::{Stop, StopReason};
 use crate::context::Context;

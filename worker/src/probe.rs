@@ -8,12 +8,12 @@ use longshore_protocol::broker::Broker;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::blocking::blocking;
 use crate::context::Context;
 use crate::engine::{Engine, EngineError, EngineInfo};
 use crate::error::WorkerError;
 use crate::metrics::ENGINE_REACHABLE;
 use crate::sweep;
+use longshore_protocol::process::blocking;
 
 /// An Engine that is away is asked again after this, doubling up to the cap that everything here reconnects with.
 const WAIT_FIRST: Duration = Duration::from_millis(100);

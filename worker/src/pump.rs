@@ -14,12 +14,12 @@ use longshore_protocol::wire;
 use tokio::sync::watch;
 
 use crate::attempts::{Handle, Spooled};
-use crate::blocking::blocking;
 use crate::context::Context;
 use crate::disk::spool::{self, Place};
 use crate::engine::Engine;
 use crate::metrics::SPOOL_BYTES;
 use crate::report::until_confirmed;
+use longshore_protocol::process::blocking;
 
 /// One place of the spool every so often is remembered, so that sending again does not read all of it.
 const INDEX_EVERY_BYTES: u64 = 1024 * 1024;
@@ -32,6 +32,7 @@ const FREE_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, attempt: Handle) {
     let forgotten = attempt.forgotten.clone();
     tokio::select! {
+        biased;
         () = forgotten.cancelled() => {}
         () = context.phases.stopped.cancelled() => {}
         sent = send(&context, &attempt) => if let Err(error) = sent {

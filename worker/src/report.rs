@@ -186,6 +186,7 @@ pub(crate) async fn until_confirmed<B: Broker, E: Engine>(
     let mut wait = RESEND_WAIT_FIRST;
     loop {
         let published = tokio::select! {
+            biased;
             published = context.broker.publish(messages.clone()) => published,
             () = context.phases.stopped.cancelled() => return false,
         };
@@ -199,6 +200,7 @@ pub(crate) async fn until_confirmed<B: Broker, E: Engine>(
             }
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(wait) => {}
             () = context.phases.stopped.cancelled() => return false,
         }

@@ -1,11 +1,11 @@
 //! Keeps the files of a step that passed: in its container, as a snapshot, or both.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
 
 use longshore_protocol::broker::Broker;
 use longshore_protocol::job::Keep;
 use longshore_protocol::{InfraStage, SnapshotId};
+use tokio::time::Instant;
 
 use crate::attempts::StopReason;
 use crate::checkpoint::{self, Cause, Facts, Plan};

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use longshore_protocol::broker::Broker;
+use longshore_protocol::process::Tasks;
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
+use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::engine::{ContainerName, Engine, EngineError};
@@ -22,14 +22,14 @@ pub(crate) struct Tidying {
     /// INVARIANT: a container is in here before it is made, and until its removal begins: whatever else bears the
     /// worker's name is swept.
     in_use: Mutex<BTreeSet<ContainerName>>,
-    tasks: TaskTracker,
+    tasks: Tasks,
     room: Arc<Semaphore>,
 }
 
 impl Tidying {
     pub(crate) fn new(slots: u32) -> Self {
         let room = Arc::new(Semaphore::new(slots as usize * TIDYING_PER_SLOT));
-        Self { in_use: Mutex::default(), tasks: TaskTracker::new(), room }
+        Self { in_use: Mutex::default(), tasks: Tasks::new(), room }
     }
 
     /// Somebody speaks for it.

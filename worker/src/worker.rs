@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use longshore_protocol::broker::{Broker, BrokerError};
 use longshore_protocol::event::{Event, Hello};
+use longshore_protocol::process::Tasks;
 use longshore_protocol::{Epoch, Incarnation, WorkerId};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::attempts::StopReason;
-use crate::blocking::blocking;
 use crate::clock::Boot;
 use crate::config::Config;
 use crate::context::{Context, Who};
@@ -24,6 +23,7 @@ use crate::engine::{Duty, Engine};
 use crate::error::WorkerError;
 use crate::report::Reports;
 use crate::{adopt, claim, control, heartbeat, http, metrics, parked, probe, report, sweep};
+use longshore_protocol::process::blocking;
 
 /// How long a stopping worker goes on sending what it knows. The rest is on its disk, for its next incarnation.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
@@ -111,7 +111,7 @@ impl<B: Broker, E: Engine> Worker<B, E> {
         let Self { context, reports, epoch, left, listener, ready } = self;
         metrics::start(context.config.slots);
         tracing::info!(worker = %context.id, incarnation = %context.incarnation, engine = %context.engine_id, "starts");
-        let tasks = TaskTracker::new();
+        let tasks = Tasks::new();
         if let Some(listener) = listener {
             tasks.spawn(http::serve(Arc::clone(&context), listener));
         }
@@ -119,6 +119,7 @@ impl<B: Broker, E: Engine> Worker<B, E> {
         let forwarder = context.clone();
         tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => forwarder.phases.stopping.cancel(),
                 () = forwarder.phases.stopping.cancelled() => {}
             }
@@ -142,7 +143,7 @@ impl<B: Broker, E: Engine> Worker<B, E> {
 /// The broker comes last: what runs goes on without it.
 async fn begin<B: Broker, E: Engine>(
     context: &Arc<Context<B, E>>,
-    tasks: &TaskTracker,
+    tasks: &Tasks,
     reports: Reports,
     left: Records,
     epoch: Epoch,
@@ -224,6 +225,7 @@ async fn drain<B: Broker, E: Engine>(context: &Context<B, E>) {
     tracing::info!(steps, seconds = context.config.drain.as_secs(), "waits for what runs");
     context.jobs.close();
     tokio::select! {
+        biased;
         () = context.jobs.wait() => {}
         () = context.phases.hurried.cancelled() => tracing::info!("does not wait any longer"),
         () = tokio::time::sleep(context.config.drain) => tracing::info!("hands back what still runs"),
@@ -231,7 +233,7 @@ async fn drain<B: Broker, E: Engine>(context: &Context<B, E>) {
 }
 
 /// Stops what runs, says so, and waits for every task.
-async fn end<B: Broker, E: Engine>(context: &Context<B, E>, tasks: &TaskTracker) {
+async fn end<B: Broker, E: Engine>(context: &Context<B, E>, tasks: &Tasks) {
     context.attempts.stop_all(&StopReason::Shutdown);
     context.jobs.close();
     context.jobs.wait().await;

@@ -46,6 +46,7 @@ impl Wake {
     pub(super) async fn wait(&mut self) -> bool {
         let leading = *self.leading.borrow();
         tokio::select! {
+            biased;
             () = self.closing.cancelled() => false,
             committed = self.committed.changed() => committed.is_ok(),
             _ = self.leading.changed() => true,

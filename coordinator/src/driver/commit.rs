@@ -1,12 +1,12 @@
 //! The end of a batch: one transaction, and what is seen of it outside (P3).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use futures_util::future::join_all;
 use longshore_protocol::RunId;
 use longshore_protocol::broker::{Broker, Delivery};
 use longshore_protocol::output::Stream;
+use tokio::time::Instant;
 
 use super::inputs::Internal;
 use super::writer::{Work, Writer};

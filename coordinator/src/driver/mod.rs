@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
+use longshore_protocol::process;
 use longshore_protocol::topology::Topology;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -177,12 +178,12 @@ impl<B: Broker> Coordinator<B> {
         let router = self.router();
         let server = self.listener.take().map(|listener| {
             let closing = self.closing.clone();
-            tokio::spawn(async move {
+            process::spawn(async move {
                 let served = axum::serve(listener, router);
                 served.with_graceful_shutdown(closing.cancelled_owned()).await
             })
         });
-        let upkeep = tokio::spawn(upkeep(self.api.metrics(), self.closing.clone()));
+        let upkeep = process::spawn(upkeep(self.api.metrics(), self.closing.clone()));
         let ended = self.stand_by_and_lead(&shutdown).await;
         self.closing.cancel();
         if let Some(mut server) = server {

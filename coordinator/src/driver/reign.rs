@@ -3,21 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
+use longshore_protocol::process::{Tasks, wall_ms};
 use longshore_protocol::{Epoch, Shard};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::inputs::{Arrival, Command, INTERNALS, Intake, Internal, consume};
 use super::outbox::{Newest, Publisher};
 use super::writer::{Hands, Writer};
 use super::{Shared, clock, gone};
 use crate::core::Core;
-use crate::core::input::Millis;
 use crate::logs::LogDesk;
 use crate::pipeline::STEPS_MAX;
 use crate::store::batch::OutboxAbout;
@@ -50,7 +49,7 @@ pub(super) async fn lead<B: Broker>(
     let stop = shutdown.child_token();
     // Where this future is dropped instead of ended, the tasks around the writer must end as well.
     let _guard = stop.clone().drop_guard();
-    let tracker = TaskTracker::new();
+    let tracker = Tasks::new();
     let led = async {
         // A long journal takes longer to replay than an epoch lapses: two that stand by would take it
         // from each other for ever. That it is lost all the same, the first transaction says.
@@ -81,7 +80,7 @@ async fn renew(store: Arc<dyn Store>, epoch: Epoch) {
 async fn recover<B: Broker>(
     shared: Shared<B>,
     epoch: Epoch,
-    tracker: &TaskTracker,
+    tracker: &Tasks,
     stop: &CancellationToken,
 ) -> Result<(Writer<B>, Intake, mpsc::Receiver<Internal>), ReignError> {
     let mut core = Core::new(shared.core.clone());
@@ -132,7 +131,7 @@ async fn recover<B: Broker>(
         committed_at: Instant::now(),
         now,
     };
-    writer.begin(wall_clock()).await?;
+    writer.begin(wall_ms()).await?;
     Ok((writer, intake, internals))
 }
 
@@ -140,7 +139,7 @@ fn start_tasks<B: Broker>(
     shared: &Shared<B>,
     epoch: Epoch,
     newest: i64,
-    tracker: &TaskTracker,
+    tracker: &Tasks,
     stop: &CancellationToken,
 ) -> (Hands, Intake, mpsc::Receiver<Internal>) {
     let (internals, internals_in) = mpsc::channel(INTERNALS);
@@ -191,7 +190,7 @@ async fn rule<B: Broker>(
     let mut renew = tokio::time::interval(RENEW);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let wait = writer.core.next_wakeup().map(|at| Duration::from_millis(at.saturating_sub(wall_clock())));
+        let wait = writer.core.next_wakeup().map(|at| Duration::from_millis(at.saturating_sub(wall_ms())));
         let first = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(writer.end().await?),
@@ -221,12 +220,6 @@ async fn rule<B: Broker>(
         if idle && arrivals.len() == 1 {
             continue;
         }
-        writer.carry_out(arrivals, wall_clock()).await?;
+        writer.carry_out(arrivals, wall_ms()).await?;
     }
-}
-
-/// Milliseconds since the Unix epoch. The driver passes it on; the core reads no clock.
-fn wall_clock() -> Millis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
 }

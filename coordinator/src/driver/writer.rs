@@ -1,17 +1,17 @@
 //! One batch: each input to the core, and what follows from it gathered for one transaction (P3).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use longshore_protocol::broker::{Broker, Delivery, dead_letter};
 use longshore_protocol::control::ControlMessage;
 use longshore_protocol::event::{Claim, EventMessage};
 use longshore_protocol::heartbeat::HeartbeatMessage;
 use longshore_protocol::output::{Offsets, OutputMessage, Stream};
+use longshore_protocol::process::Tasks;
 use longshore_protocol::wire::{self, Unreadable};
 use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, Shard};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::task::TaskTracker;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::gone::{Look, queue_of};
@@ -61,7 +61,7 @@ pub(super) struct Writer<B: Broker> {
 
 /// The tasks around the writer.
 pub(super) struct Hands {
-    pub(super) tracker: TaskTracker,
+    pub(super) tracker: Tasks,
     pub(super) stop: tokio_util::sync::CancellationToken,
     pub(super) internals: mpsc::Sender<Internal>,
     /// The newest rows of the outbox, for the publisher.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use longshore_protocol::event::Claim;
 use longshore_protocol::output::{Offsets, Run};
+use longshore_protocol::process::blocking;
 use longshore_protocol::{Attempt, ExecutionId, RunId};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
@@ -136,6 +137,6 @@ impl ChunkFiles {
             Ok(unpack(&packed)?)
         };
         // Unpacking takes milliseconds of processor time: not on a thread that others wait for.
-        tokio::task::spawn_blocking(unpack).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        blocking(unpack).await
     }
 }

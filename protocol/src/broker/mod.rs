@@ -3,6 +3,8 @@
 pub mod amqp;
 mod dead_letter;
 pub mod memory;
+#[cfg(feature = "simulated")]
+pub mod simulated;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -86,15 +88,19 @@ pub struct Consumer(ConsumerKind);
 enum ConsumerKind {
     Amqp(amqp::AmqpConsumer),
     Memory(memory::MemoryConsumer),
+    #[cfg(feature = "simulated")]
+    Simulated(Box<dyn simulated::Deliveries>),
 }
 
 impl Consumer {
     /// The next delivery; waits through lost connections, and may be dropped while it waits. `None`
     /// only after the broker was closed, or the queue deleted by this broker.
     pub async fn next(&mut self) -> Option<Delivery> {
-        match &self.0 {
+        match &mut self.0 {
             ConsumerKind::Amqp(consumer) => consumer.next().await,
             ConsumerKind::Memory(consumer) => consumer.next().await,
+            #[cfg(feature = "simulated")]
+            ConsumerKind::Simulated(consumer) => consumer.next().await,
         }
     }
 
@@ -105,6 +111,8 @@ impl Consumer {
         match self.0 {
             ConsumerKind::Amqp(consumer) => consumer.cancel().await,
             ConsumerKind::Memory(consumer) => consumer.cancel(),
+            #[cfg(feature = "simulated")]
+            ConsumerKind::Simulated(consumer) => consumer.cancel().await,
         }
     }
 }
@@ -128,6 +136,8 @@ pub struct Delivery {
 enum Acker {
     Amqp(amqp::AmqpAcker),
     Memory(memory::MemoryAcker),
+    #[cfg(feature = "simulated")]
+    Simulated(Box<dyn simulated::Answer>),
 }
 
 impl Delivery {
@@ -141,6 +151,8 @@ impl Delivery {
         match self.acker {
             Acker::Amqp(acker) => acker.ack().await,
             Acker::Memory(acker) => acker.ack(),
+            #[cfg(feature = "simulated")]
+            Acker::Simulated(acker) => acker.ack().await,
         }
     }
 
@@ -150,6 +162,8 @@ impl Delivery {
         match self.acker {
             Acker::Amqp(acker) => acker.give_back().await,
             Acker::Memory(acker) => acker.give_back(),
+            #[cfg(feature = "simulated")]
+            Acker::Simulated(acker) => acker.give_back().await,
         }
     }
 }

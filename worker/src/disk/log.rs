@@ -120,7 +120,7 @@ impl RecordLog {
             return answer;
         }
         let queue = Arc::clone(&self.queue);
-        crate::blocking::blocking(move || file.write(&queue)).await;
+        longshore_protocol::process::blocking(move || file.write(&queue)).await;
         answered.await.unwrap_or_else(|_| Err(io::Error::other("the records are closed")))
     }
 

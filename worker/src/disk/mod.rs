@@ -23,10 +23,10 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use longshore_protocol::process::random;
 use longshore_protocol::{EngineId, Epoch, Incarnation, WorkerId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use self::log::RecordLog;
 use self::records::{AttemptKey, Records};
@@ -185,14 +185,6 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// 64 random bits: a UUID holds 122 of them, with fixed ones in between.
-fn random() -> u64 {
-    let hash = blake3::hash(Uuid::new_v4().as_bytes());
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&hash.as_bytes()[..8]);
-    u64::from_le_bytes(bytes)
 }
 
 /// The first bytes of the hash of what was written: how a torn frame is known.

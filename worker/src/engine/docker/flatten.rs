@@ -26,7 +26,7 @@ use longshore_protocol::WorkerId;
 use self::sieve::{Entry, Sieve, SieveError};
 use super::super::{ContainerName, EngineError};
 use super::{DockerEngine, QUESTION, errors, snapshot, stop};
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 /// How many layers a snapshot has at most. overlay2's own bound is 125, other drivers' are no lower, and a user's
 /// image built on a snapshot may want some.

@@ -30,7 +30,7 @@ use self::counted::{ASKED, DISCARDED, KEPT, MADE, REUSED};
 use self::tables::{Process, Sockets};
 use super::super::{ContainerName, Duty, EngineError};
 use super::DockerEngine;
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 /// After making or removing one, rest this many times as long as it took: a third of one of the Engine's four lanes is
 /// what steps' own starts are slowed down by.

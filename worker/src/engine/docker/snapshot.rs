@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bollard::models::{ContainerConfig, ImageConfig};
 use bollard::query_parameters::{
     CommitContainerOptionsBuilder, ListImagesOptionsBuilder, RemoveImageOptionsBuilder, TagImageOptionsBuilder,
 };
 use longshore_protocol::SnapshotId;
+use tokio::time::Instant;
 
 use super::super::{Committed, ContainerName, EngineError};
 use super::{DockerEngine, QUESTION, errors, flatten, supervised};

@@ -94,6 +94,13 @@ impl FakeEngine {
         Hold { engine: self.clone(), operation, gate }
     }
 
+    /// No fault that was asked for strikes any more.
+    pub fn heal(&self) {
+        let faults = &mut self.lock().faults;
+        faults.errors.clear();
+        faults.unfit.clear();
+    }
+
     /// From now on each call of this method takes so long, in tokio's time.
     pub fn takes(&self, operation: &'static str, duration: Duration) {
         self.lock().faults.durations.insert(operation, duration);

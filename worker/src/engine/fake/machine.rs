@@ -84,7 +84,7 @@ impl FakeEngine {
     pub(super) fn watch_over(&self, duty: &Duty, incarnation: u64) {
         let (engine, worker) = (self.clone(), duty.worker.clone());
         let pulse = Pulse { engine, worker, incarnation, orphan: duty.orphan };
-        tokio::spawn(async move {
+        longshore_protocol::process::spawn(async move {
             let _pulse = pulse;
             std::future::pending::<()>().await;
         });

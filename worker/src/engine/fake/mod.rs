@@ -71,6 +71,10 @@ impl FakeEngine {
 
     /// Takes what waits for the calls of this operation.
     async fn enter(&self, operation: &'static str) -> Result<MutexGuard<'_, State>, EngineError> {
+        #[cfg(feature = "simulated")]
+        if let Some(process) = longshore_protocol::process::simulated::current() {
+            process.point().await;
+        }
         if self.cut.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }

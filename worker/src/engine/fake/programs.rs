@@ -30,6 +30,7 @@ impl Process {
             ("oom", _) => return Err(Stop::OomKilled),
             ("sleep", _) => {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(seconds(argv.get(1))) => 0,
                     // A supervisor's TERM is for every process, so also for this one. The shell goes on to its trap.
                     _ = self.term.changed(), if !self.init && !self.ignores_term() => 128 + 15,

@@ -211,9 +211,10 @@ impl Run {
         });
         let run = Arc::clone(self);
         // On the worker's own runtime: it dies with the worker, as a connection does.
-        tokio::spawn(async move {
+        longshore_protocol::process::spawn(async move {
             let _detach = DetachAtLast(Arc::clone(&run));
             tokio::select! {
+                biased;
                 () = run.take_acknowledgements(acknowledged) => {}
                 ended = run.talk(number, have, pieces) => if let Some(ended) = ended {
                     // The caller may have let go of it.

@@ -247,6 +247,7 @@ impl Process {
         let Some(until) = self.background.take() else { return };
         let trapped = self.trap.is_some();
         tokio::select! {
+            biased;
             () = tokio::time::sleep_until(until) => {}
             _ = self.term.wait_for(|term| *term), if trapped => self.last = 128 + TERM,
         }

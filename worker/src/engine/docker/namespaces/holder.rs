@@ -13,7 +13,7 @@ use super::super::super::EngineError;
 use super::super::{DockerEngine, QUESTION, create, errors, stop, supervised};
 use super::tables::{Process, Sockets};
 use super::{Holder, Standing};
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 /// Not below `longshore/`: that is where snapshots are listed.
 const REPOSITORY: &str = "longshore-holder";

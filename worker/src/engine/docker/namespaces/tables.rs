@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 /// The kernel takes sockets apart after their processes' end, and the worker's own end of a supervisor's connection is
 /// closed by a task: some milliseconds. A namespace that is not empty after this is not waited for.

@@ -12,7 +12,7 @@ use super::super::super::{Cleaned, ContainerName, EngineError};
 use super::super::DockerEngine;
 use super::link::Ask;
 use super::require;
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 /// It removes what a step left in volumes and memory: at worst a slow `rm -r`.
 const CLEAN: Duration = Duration::from_mins(2);

@@ -33,7 +33,7 @@ use tokio::sync::watch;
 
 use super::super::{ContainerName, Duty, EngineError, Way};
 use super::{DockerEngine, errors};
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 pub(super) use adopt::{adopt, resume};
 pub(super) use clean::clean;

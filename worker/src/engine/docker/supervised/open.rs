@@ -17,7 +17,7 @@ use super::link::{Link, Opening};
 use super::place::Place;
 use super::task::Task;
 use super::{Begun, Held, ImageFacts, MOUNTED_AT, broken, disk, forget};
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 /// A start is 0.1 to 0.3 s; on a host that swaps, seconds.
 const START: Duration = Duration::from_mins(2);

@@ -11,7 +11,7 @@ use longshore_protocol::WorkerId;
 
 use super::super::super::{EngineError, ErrorClass, Way};
 use super::super::{DockerEngine, QUESTION, flatten};
-use crate::blocking::blocking;
+use longshore_protocol::process::blocking;
 
 /// An Engine that is away is asked again after this, doubling up to the cap: everything here reconnects so.
 const WAIT_FIRST: Duration = Duration::from_millis(100);
