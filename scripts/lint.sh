@@ -21,10 +21,27 @@ advisories() {
     fi
 }
 
+# What is shipped has no way to break a rule: neither the features nor what they compile.
+unbreakable() {
+    local features
+    features=$(cargo tree --locked -e features,no-dev -p longshore)
+    if grep -E 'longshore-(protocol|worker|coordinator) feature "(breach|simulated)"' <<<"$features"; then
+        echo 'the longshore binary is built with what only the simulator may have'
+        return 1
+    fi
+    cargo build --quiet --locked -p longshore --bin longshore
+    if grep -q longshore-can-break-its-rules "$target/debug/longshore"; then
+        echo 'the longshore binary can break its rules'
+        return 1
+    fi
+    echo 'breaches: none in the longshore binary'
+}
+
 set -x
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 shellcheck -x -a scripts/*.sh .ci/run
 cargo deny --color never check bans licenses sources
 { set +x; } 2>/dev/null
+unbreakable
 advisories

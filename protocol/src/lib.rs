@@ -13,10 +13,11 @@
 //! 7. [`wire`] JSON with a version, and what happens to what cannot be read (P1);
 //! 8. [`topology`] the queues, and [`broker`] the trait that moves bytes between them: AMQP or memory.
 //!
-//! [`process`] is what both take from their host; [`metric`] the table that they describe their metrics with.
+//! [`process`] is what both take from their host, [`breach`] which rules a simulator can break; [`metric`] the table that they describe their metrics with.
 //!
 //! The rules `P1` … `P22` are numbered in `docs/protocol.md`.
 
+pub mod breach;
 pub mod broker;
 pub mod control;
 pub mod event;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::broker::{Broker, BrokerError, dead_letter};
 use longshore_protocol::control::{Control, ControlMessage};
 use longshore_protocol::event::Claim;
+use longshore_protocol::process::{self, blocking};
 use longshore_protocol::{Epoch, SnapshotId, wire};
 use tokio::sync::mpsc;
 
@@ -18,7 +20,6 @@ use crate::error::WorkerError;
 use crate::exclusive::Leased;
 use crate::metrics::FENCED;
 use crate::{parked, snapshot};
-use longshore_protocol::process::blocking;
 
 /// Messages are carried out one after the other; the rest of these only saves round trips.
 const PREFETCH: u16 = 16;
@@ -90,7 +91,7 @@ async fn obey<B: Broker, E: Engine>(
         Some("worker")
     } else if incarnation != context.incarnation {
         Some("incarnation")
-    } else if epoch < *highest {
+    } else if epoch < *highest && !breach::is(Breach::OldEpochObeyed) {
         Some("epoch")
     } else {
         None
@@ -105,6 +106,7 @@ async fn obey<B: Broker, E: Engine>(
         blocking(move || disk.set_epoch(epoch)).await?;
         *highest = epoch;
     }
+    process::obeys(epoch);
     match control {
         Control::Abandon { claim } => abandon(context, removals, &claim).await,
         Control::Go { claim } => {

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::output::{Offsets, RUN_BYTES_MAX, Run, Stream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -168,6 +169,9 @@ impl Spool {
             self.frame(&mut runs, Words::Commands);
             if !beyond.is_empty() {
                 *self.ahead.missing.of_mut(stream) += beyond.len() as u64;
+            }
+            if breach::is(Breach::AckedBeforeSpooled) {
+                read.send_replace(self.ahead.read());
             }
             if self.frames.len() >= FRAMES_BYTES {
                 self.write().await?;

@@ -1,5 +1,6 @@
 //! Heartbeats (P7), the lease clock (P8), and jobs that nobody claims (P6).
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::event::Phase;
 use longshore_protocol::heartbeat::Heartbeat;
 use longshore_protocol::{Epoch, WorkerId};
@@ -94,7 +95,8 @@ impl Core {
         let alive: Vec<WorkerId> =
             self.state.workers.iter().filter(|(_, worker)| worker.alive).map(|(id, _)| id.clone()).collect();
         for worker in alive {
-            if self.fleet.silence(&worker) >= lease {
+            let unheard = breach::is(Breach::NoFreshLease) && !self.fleet.seen.contains_key(&worker);
+            if self.fleet.silence(&worker) >= lease || unheard {
                 self.lease_ends(&worker, now, out);
             } else if self.fleet.seen.get(&worker).is_some_and(|seen| seen.slots_free.is_some_and(|free| free > 0)) {
                 for key in self.fleet.queues.free_tick(&worker, deadline) {
@@ -120,6 +122,9 @@ impl Core {
             self.close_lost(key, now, out);
         }
         for key in spooled {
+            if breach::is(Breach::LeaseEndsWhatIsOver) {
+                self.end(key, End::Lost { reason: "its lease ended".to_owned() }, now, out);
+            }
             self.close_lost(key, now, out);
         }
         for key in self.fleet.queues.of_worker(worker) {

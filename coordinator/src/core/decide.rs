@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::control::Control;
 use longshore_protocol::event::Claim;
 use longshore_protocol::outcome::CancelledBy;
@@ -342,7 +343,7 @@ impl Core {
     /// P6: an attempt's job reached nobody. If somebody claimed it meanwhile, nothing.
     pub(super) fn gone(&mut self, key: Key, reason: &str, now: Millis, out: &mut Step) {
         let attempt = self.state.attempt(key);
-        if attempt.end.is_none() && attempt.owner.is_none() {
+        if attempt.end.is_none() && attempt.owner.is_none() && !breach::is(Breach::GoneIsWaitedFor) {
             self.end(key, End::Gone { reason: reason.to_owned() }, now, out);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::control::Control;
 use longshore_protocol::outcome::{CancelledBy, InfraStage, Outcome, POISON};
 use longshore_protocol::{RunId, WorkerId};
@@ -56,6 +57,7 @@ impl Core {
     fn call_off(&mut self, key: Key, by: CancelledBy, now: Millis, out: &mut Step) {
         let owner: Option<WorkerId> = self.state.attempt(key).owner.clone();
         match owner {
+            Some(_) if breach::is(Breach::CancelledGoesOn) => {}
             Some(owner) => {
                 let claim = self.state.claim(key);
                 self.tell_worker(&owner, Control::Cancel { claim, by }, out);
@@ -147,6 +149,11 @@ impl Core {
         let remake_of = self.state.step(id, index).remake_of;
         self.commit_settled(id, index, Entry::Settled { run: id, execution, outcome }, now, out);
         // P20: a remaking is no step of the run's; what waits for it is looked at by itself.
+        if let (Some(of), true, false) = (remake_of, breach::is(Breach::RemakeChangesOutcome), passed) {
+            let execution = self.state.step(id, of).execution;
+            let outcome = Outcome::Skipped { because: "a remaking".to_owned() };
+            self.commit_settled(id, of, Entry::Settled { run: id, execution, outcome }, now, out);
+        }
         if remake_of.is_none() {
             if !passed {
                 self.skip_dependents(id, index, now, out);

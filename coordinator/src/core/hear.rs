@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Started};
 use longshore_protocol::outcome::{CancelledBy, InfraStage, Outcome};
@@ -50,7 +51,7 @@ impl Core {
             return;
         }
         let closes_gap = matches!(event, Event::Records { .. });
-        if speech.number > last + 1 && !closes_gap {
+        if speech.number > last + 1 && !closes_gap && !breach::is(Breach::GapIgnored) {
             self.ask_sync(speech.worker, out);
             return;
         }
@@ -148,6 +149,7 @@ impl Core {
             }
             Standing::Owner(key) => self.go(speech, key, out), // P18: a heartbeat may have made it the owner
             Standing::Finisher(_) => {}
+            Standing::Stale if breach::is(Breach::SecondTakesOver) && self.take_over(speech, claim, now, out) => {}
             Standing::Stale | Standing::Unknown => Self::abandon(speech, claim, Fenced::Accepted, out),
         }
     }
@@ -162,6 +164,12 @@ impl Core {
         let worker = speech.worker.clone();
         self.commit(Entry::Accepted { run, execution, attempt, worker, number: speech.number }, now, out);
         true
+    }
+
+    /// What P5 forbids.
+    fn take_over(&mut self, speech: Speech, claim: &Claim, now: Millis, out: &mut Step) -> bool {
+        let open = self.state.key(claim).filter(|key| self.state.attempt(*key).end.is_none());
+        open.is_some_and(|key| self.own(speech, key, now, out))
     }
 
     fn started(&mut self, speech: Speech, started: &Started, now: Millis, out: &mut Step) {

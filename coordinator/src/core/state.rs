@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::event::{Claim, Hello};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::{Attempt, ExecutionId, Incarnation, Outcome, RunId, StepName, WorkerId};
@@ -205,7 +206,7 @@ impl State {
         let attempt = self.attempt(key);
         match (&attempt.end, &attempt.owner) {
             (None, None) => Standing::Ownerless(key),
-            (None, Some(owner)) if owner == worker => Standing::Owner(key),
+            (None, Some(owner)) if owner == worker || breach::is(Breach::NoOwnerInFence) => Standing::Owner(key),
             (Some(End::Finished { .. }), Some(owner)) if owner == worker => Standing::Finisher(key),
             _ => Standing::Stale,
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use longshore_protocol::RunId;
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::broker::{Broker, Delivery};
 use longshore_protocol::output::Stream;
 use tokio::time::Instant;
@@ -21,6 +22,9 @@ impl<B: Broker> Writer<B> {
         self.logs.write(&mut self.counters.change, &mut work.batch);
         self.write_views(&mut work);
         work.batch.outbox_done = std::mem::take(&mut self.confirmed);
+        if breach::is(Breach::EffectsBeforeCommit) {
+            self.publish(&mut work);
+        }
         let begun = Instant::now();
         self.shared.store.commit(self.epoch, &work.batch).await?;
         self.committed_at = Instant::now();
@@ -54,11 +58,7 @@ impl<B: Broker> Writer<B> {
 
     /// The batch is on disk: only now is anything of it seen outside.
     pub(super) async fn committed(&mut self, mut work: Work) {
-        let rows = std::mem::take(&mut work.batch.outbox);
-        let newest = self.hands.newest.borrow().next(rows);
-        if let Some(newest) = newest {
-            self.hands.newest.send_replace(newest);
-        }
+        self.publish(&mut work);
         for (reply, taken) in work.submits {
             // A client that went away is not told.
             reply.send(taken).ok();
@@ -113,6 +113,15 @@ impl<B: Broker> Writer<B> {
             if let Err(error) = acked {
                 tracing::debug!(%error, "an ack did not arrive");
             }
+        }
+    }
+
+    /// Hands the batch's messages to the publisher.
+    fn publish(&self, work: &mut Work) {
+        let rows = std::mem::take(&mut work.batch.outbox);
+        let newest = self.hands.newest.borrow().next(rows);
+        if let Some(newest) = newest {
+            self.hands.newest.send_replace(newest);
         }
     }
 

@@ -9,6 +9,7 @@ pub mod seal;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::event::Claim;
 use longshore_protocol::output::{Offsets, Run};
 use longshore_protocol::{Attempt, ExecutionId, RunId};
@@ -114,8 +115,11 @@ impl LogDesk {
         let end = self.open.get_mut(&key(claim))?;
         let before = end.stored;
         let mut gap = false;
-        for run in runs {
+        for mut run in runs {
             let stored = end.stored.of_mut(run.stream);
+            if breach::is(Breach::OffsetsIgnored) {
+                run.offset = *stored;
+            }
             if run.offset > *stored {
                 gap = true;
                 continue;

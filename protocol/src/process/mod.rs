@@ -76,6 +76,15 @@ pub fn random() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// P22: this process obeys a command of that epoch. Only a simulator listens.
+#[inline]
+pub fn obeys(epoch: crate::Epoch) {
+    #[cfg(feature = "simulated")]
+    simulated::obeys(epoch);
+    #[cfg(not(feature = "simulated"))]
+    let _ = epoch;
+}
+
 /// Does work that waits for the disk or takes long, off the threads that must not wait, and answers here. A panic goes
 /// on here.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 thread_local! {
     static CURRENT: RefCell<Option<Process>> = const { RefCell::new(None) };
+    static OUTSIDE: RefCell<Option<Process>> = const { RefCell::new(None) };
 }
 
 /// What happens at a point where a process acts on the world outside: asked before and after each.
@@ -35,6 +36,8 @@ struct State {
     /// Who was to be polled while it was frozen.
     asleep: Mutex<Vec<Waker>>,
     points: Points,
+    /// The epoch of the last command that it obeyed.
+    obeyed: AtomicU64,
 }
 
 impl std::fmt::Debug for Process {
@@ -56,6 +59,7 @@ impl Process {
             tasks: Mutex::default(),
             asleep: Mutex::default(),
             points,
+            obeyed: AtomicU64::default(),
         }))
     }
 
@@ -123,6 +127,11 @@ impl Process {
         u64::try_from(shown).unwrap_or(0)
     }
 
+    /// P22: the epoch of the last command that it obeyed.
+    pub fn obeyed(&self) -> u64 {
+        self.0.obeyed.load(Ordering::Relaxed)
+    }
+
     fn random(&self) -> u64 {
         // The step of SplitMix64 (Steele, Lea, Flood 2014).
         let drawn = self.0.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
@@ -158,6 +167,22 @@ pub fn current() -> Option<Process> {
     CURRENT.with_borrow(Clone::clone)
 }
 
+/// Whose clock and dice count where nobody's future is polled: what runs in an Engine is no process of ours.
+pub fn outside(process: Option<Process>) {
+    OUTSIDE.set(process);
+}
+
+/// The clock of every host since its start: nobody sets it, and nobody sleeps here.
+pub fn boot_ms() -> Option<u64> {
+    let outside = OUTSIDE.with_borrow(Clone::clone)?;
+    // Long before the world: what is told from a moment before it began must not come out as zero.
+    Some(1_000_000_000 + u64::try_from(outside.0.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+}
+
+fn somebody() -> Option<Process> {
+    current().or_else(|| OUTSIDE.with_borrow(Clone::clone))
+}
+
 pub(super) fn spawn<F>(task: F) -> JoinHandle<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
@@ -169,11 +194,18 @@ where
 }
 
 pub(super) fn wall_ms() -> Option<u64> {
-    current().map(|process| process.wall_ms())
+    somebody().map(|process| process.wall_ms())
 }
 
 pub(super) fn random() -> Option<u64> {
-    current().map(|process| process.random())
+    somebody().map(|process| process.random())
+}
+
+pub(super) fn obeys(epoch: crate::Epoch) {
+    if let Some(process) = current() {
+        process.0.obeyed.store(epoch.0, Ordering::Relaxed);
+        (process.0.points)(&process);
+    }
 }
 
 /// A future of a process.

@@ -7,8 +7,9 @@ use longshore_protocol::broker::amqp::AmqpBroker;
 use longshore_protocol::broker::{Broker, BrokerError, PublishError};
 use longshore_protocol::topology::Queue;
 
-use super::proxy::{Proxy, Way};
-use super::{Place, amqp_broker, amqp_uri, messages, take, text, within};
+use crate::contract::{Place, messages, take, text, within};
+use crate::proxy::{Proxy, Way};
+use crate::{amqp_broker, amqp_uri};
 
 /// The test broker's address without scheme, credentials and vhost, and the same with another host.
 fn target() -> String {
