@@ -162,7 +162,7 @@ impl Run {
             tokio::time::sleep(over.dead_by.away()).await;
         }
         self.kill.cancel();
-        std::future::pending().await;
+        std::future::pending::<()>().await;
     }
 
     /// Whether it was ended because of its lease.
