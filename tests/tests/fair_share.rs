@@ -124,8 +124,8 @@ async fn a_run_of_three_starts_within_one_steps_length_beside_ten_thousand() {
     );
     let of_big = api.view("big", big).await;
     assert!(of_big.summary.steps_settled < 1_000, "the large run goes on");
-    // What the coordinator and the worker need for it themselves is not part of a step's length.
-    let overhead = 1_000;
+    // What coordinator and worker need for it themselves, on a machine that runs other tests, is no part of a step.
+    let overhead = 2_000;
     assert!(waited <= STEP_SECS * 1_000 + overhead, "it began after {waited} ms");
     shutdown.cancel();
     works.await.unwrap().unwrap();

@@ -13,7 +13,7 @@ use super::entry::{CacheLook, Entry, Origin};
 use super::input::Millis;
 use super::ready::Lane;
 use super::state::{Run, Stage};
-use crate::pipeline::{Parent, SnapshotRule};
+use crate::pipeline::SnapshotRule;
 
 /// Where a step's next attempt can go.
 enum Fit {
@@ -99,7 +99,7 @@ impl Core {
         let planned = run.planned(index);
         let pool = &planned.spec.pool;
         let Some(parent) = run.parent(index) else {
-            let Parent::Image(image) = &planned.parent else { unreachable!("a step without a parent has an image") };
+            let Some(image) = &planned.image else { unreachable!("a step without a parent has an image") };
             let base = Base::Image { reference: image.clone() };
             // Where its key's snapshot is, there is nothing to run.
             let key = planned.cache_key.as_ref().map(|key| SnapshotId::cached(&run.tenant, key));
@@ -248,7 +248,7 @@ fn only_child_goes_on(run: &Run, parent: usize) -> bool {
 /// The step with its packed sources. The error is for people.
 fn spec_of(run: &Run, index: usize) -> Result<StepSpec, String> {
     let planned = run.planned(index);
-    let mut spec = planned.spec.clone();
+    let mut spec = planned.whole_spec();
     for source in &planned.sources {
         let Some((blob, bytes)) = &source.blob else { return Err(format!("{} was never uploaded", source.path)) };
         spec.sources.push(Source { blob: blob.clone(), bytes: *bytes, target: source.target.clone() });

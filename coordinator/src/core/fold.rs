@@ -10,6 +10,7 @@ use super::entry::{End, Entry, LogGap, RetryCause};
 use super::graph::Graph;
 use super::input::Millis;
 use super::left::{Fate, Left, Parked};
+use super::plan::Plan;
 use super::state::{Key, Run, Stage, State, Step, Tally, Try, Worker};
 use super::view::RunOutcome;
 use crate::pipeline::Pipeline;
@@ -93,7 +94,7 @@ impl State {
         let indices = steps.iter().enumerate().map(|(index, step)| (step.execution, index)).collect();
         let run = Run {
             tenant: Arc::from(tenant),
-            pipeline: Box::new(pipeline.clone()),
+            pipeline: Plan::from(pipeline),
             graph,
             submitted_at: at,
             settled_at: None,
@@ -281,7 +282,8 @@ impl State {
             let container = step.attempts.last().and_then(|attempt| attempt.container.clone());
             let parked = parked.then_some(Parked(container));
             let snapshot = snapshot.clone();
-            step.left = Some(Left { execution, attempt, snapshot, parked, engine, worker: owner, fate: Fate::Kept });
+            let fate = Fate::Kept;
+            step.left = Some(Box::new(Left { execution, attempt, snapshot, parked, engine, worker: owner, fate }));
         }
         Ok(())
     }

@@ -88,7 +88,7 @@ impl Run {
 
     /// What a step left, while some of it is there.
     pub(super) fn kept(&self, step: usize) -> Option<&Left> {
-        self.steps[step].left.as_ref().filter(|left| left.fate == Fate::Kept)
+        self.steps[step].left.as_deref().filter(|left| left.fate == Fate::Kept)
     }
 
     /// Whether what a step left is nobody's but its children's: neither cached nor kept for people.

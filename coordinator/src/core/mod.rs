@@ -41,6 +41,7 @@ mod left;
 mod lineage;
 mod order;
 mod output;
+mod plan;
 pub mod present;
 mod ready;
 mod refill;

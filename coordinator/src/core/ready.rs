@@ -2,8 +2,7 @@
 //! again when a coordinator begins to lead.
 //!
 //! They wait in *lanes*, by where they can go, so that a lane without room is passed over whole, however many steps
-//! wait in it. Within a lane: tenant, priority, run, step. A choice looks at the tenants one by one, who are few, and
-//! at the first of everything else.
+//! wait in it. Within a lane: tenant, priority, run, step; a choice looks at the first of each.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,13 +46,15 @@ pub(super) struct Ready {
 struct Waiting {
     lane: Arc<Lane>,
     steps: usize,
+    order: Order<Arc<str>, (u64, usize)>,
+    /// INVARIANT: none is empty.
     tenants: BTreeMap<Arc<str>, BTreeMap<Reverse<i32>, Level>>,
 }
 
 /// The runs of one tenant and one priority.
 #[derive(Debug, Default)]
 struct Level {
-    order: Order,
+    order: Order<RunId, u64>,
     /// INVARIANT: none is empty.
     runs: BTreeMap<RunId, BTreeSet<Place>>,
 }
@@ -92,13 +93,15 @@ impl Ready {
         let waiting = self.lanes.entry(lane).or_insert_with_key(|lane| Waiting {
             lane: Arc::new(lane.clone()),
             steps: 0,
+            order: Order::default(),
             tenants: BTreeMap::new(),
         });
         waiting.steps += 1;
         self.places.entry(step.run).or_default().insert(index(step.step), Arc::clone(&waiting.lane));
+        waiting.order.insert(&step.tenant);
         let levels = waiting.tenants.entry(Arc::clone(&step.tenant)).or_default();
         let level = levels.entry(Reverse(step.priority)).or_default();
-        level.order.insert(step.run);
+        level.order.insert(&step.run);
         level.runs.entry(step.run).or_default().insert(step.place());
         let lane = Lane::clone(&waiting.lane);
         self.touched.insert(lane);
@@ -118,13 +121,14 @@ impl Ready {
         let steps = level.runs.get_mut(&step.run).expect("a place names its run's lane");
         steps.remove(&step.place());
         if steps.is_empty() {
-            level.order.remove(step.run);
+            level.order.remove(&step.run);
             level.runs.remove(&step.run);
         }
         if level.runs.is_empty() {
             levels.remove(&Reverse(step.priority));
         }
         if levels.is_empty() {
+            waiting.order.remove(&step.tenant);
             waiting.tenants.remove(&step.tenant);
         }
         if waiting.tenants.is_empty() {
@@ -135,9 +139,8 @@ impl Ready {
 
     /// Whose turn it is in a lane.
     pub(super) fn first(&mut self, lane: &Lane, shares: &Shares) -> Option<ReadyStep> {
-        let tenants = self.lanes.get(lane)?.tenants.keys();
-        let tenant = tenants.min_by_key(|tenant| shares.of_tenant(lane.pool(), tenant))?;
-        let tenant = Arc::clone(tenant);
+        let waiting = self.lanes.get_mut(lane)?;
+        let tenant = waiting.order.first(|tenant| shares.of_tenant(lane.pool(), tenant))?;
         self.first_of(lane, &tenant, shares)
     }
 
@@ -147,9 +150,17 @@ impl Ready {
         let mut level = levels.first_entry()?;
         let Reverse(priority) = *level.key();
         let Level { order, runs } = level.get_mut();
-        let run = order.first(shares.of_runs(lane.pool(), tenant))?;
+        let of_runs = shares.of_runs(lane.pool(), tenant);
+        let run = order.first(|run| of_runs(*run))?;
         let &(Reverse(depth), step) = runs.get(&run)?.first()?;
         Some(ReadyStep { tenant: Arc::clone(tenant), priority, run, step: step as usize, depth })
+    }
+
+    /// A tenant was given back what was paid too much: in this lane it may be its turn sooner.
+    pub(super) fn look_again(&mut self, lane: &Lane, tenant: &Arc<str>) {
+        if let Some(waiting) = self.lanes.get_mut(lane) {
+            waiting.order.look_again(tenant);
+        }
     }
 
     /// How many steps wait in a lane.

@@ -71,7 +71,7 @@ struct Tenant {
     /// As the pool's, of its runs.
     reached: u64,
     /// Runs of which jobs wait in the pool's queue that nobody has claimed.
-    queued: Order,
+    queued: Order<RunId, u64>,
 }
 
 /// What somebody received, how many steps of theirs wait, how many jobs in the pool's queue.
@@ -98,13 +98,14 @@ impl Shares {
     /// A step waits for a slot of this pool.
     pub(super) fn waits(&mut self, pool: &PoolName, tenant: &Arc<str>, weight: u32, run: RunId) {
         let pool = self.pools.entry(pool.clone()).or_default();
-        let waiting = pool.tenants.values().filter(|tenant| tenant.account.waiting > 0);
-        let least = waiting.map(|tenant| tenant.account.received).min().unwrap_or(0);
-        let start = least.max(pool.reached);
-        let tenant = pool.tenant(tenant, weight);
-        if tenant.account.waiting == 0 {
-            tenant.account.received = tenant.account.received.max(start);
+        if pool.tenant(tenant, weight).account.waiting == 0 {
+            let waiting = pool.tenants.values().filter(|tenant| tenant.account.waiting > 0);
+            let least = waiting.map(|tenant| tenant.account.received).min().unwrap_or(0);
+            let start = least.max(pool.reached);
+            let account = &mut pool.tenant(tenant, weight).account;
+            account.received = account.received.max(start);
         }
+        let tenant = pool.tenant(tenant, weight);
         tenant.account.waiting += 1;
         let run = tenant.runs.entry(run).or_default();
         if run.waiting == 0 {
@@ -152,7 +153,7 @@ impl Shares {
         if queued {
             of_tenant.account.queued += 1;
             run.queued += 1;
-            of_tenant.queued.insert(step.0);
+            of_tenant.queued.insert(&step.0);
         }
         of_tenant.account.open += 1;
         of_pool.reached = of_pool.reached.max(before);
@@ -179,7 +180,7 @@ impl Shares {
         let run = tenant.runs.get_mut(&step.0).expect("a run with a bill has an account");
         run.queued -= 1;
         if run.queued == 0 {
-            tenant.queued.remove(step.0);
+            tenant.queued.remove(&step.0);
         }
     }
 
@@ -194,8 +195,8 @@ impl Shares {
             return true;
         }
         let Some(Tenant { runs, queued, .. }) = pool.tenants.get_mut(tenant) else { return false };
-        let of_run = |run: RunId| runs.get(&run).map_or(0, |run| run.received);
-        queued.first(of_run).is_some_and(|first| first != run && is_behind(of_run(first), of_run(run)))
+        let of_run = |run: &RunId| runs.get(run).map_or(0, |run| run.received);
+        queued.first(of_run).is_some_and(|first| first != run && is_behind(of_run(&first), of_run(&run)))
     }
 
     /// Pays for attempts that have used up what was paid. A quarter more each time: so an attempt costs a few dozen

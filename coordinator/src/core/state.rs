@@ -13,8 +13,9 @@ use super::entry::{End, LogGap, Origin};
 use super::graph::Graph;
 use super::input::Millis;
 use super::left::Left;
+use super::plan::{Plan, Planned};
 use super::view::RunOutcome;
-use crate::pipeline::{Pipeline, PlannedStep, Retry};
+use crate::pipeline::Retry;
 
 /// Every run that was not forgotten, and every worker ever heard of.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,7 +35,7 @@ pub(super) struct Key {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Run {
     pub(super) tenant: Arc<str>,
-    pub(super) pipeline: Box<Pipeline>,
+    pub(super) pipeline: Plan,
     pub(super) graph: Graph,
     pub(super) submitted_at: Millis,
     pub(super) settled_at: Option<Millis>,
@@ -91,8 +92,8 @@ pub(super) struct Step {
     /// The user asked for its end, and not for its run's.
     pub(super) cancelled: bool,
     pub(super) charged: Charged,
-    /// What it left when it passed; or what was made again since.
-    pub(super) left: Option<Left>,
+    /// What it left when it passed; or what was made again since. Boxed: of a million steps few have left something.
+    pub(super) left: Option<Box<Left>>,
     /// Of a hidden step: the step whose files it makes again.
     pub(super) remake_of: Option<usize>,
     /// The hidden steps that made its files again, in order. INVARIANT: only the last may be unsettled.
@@ -246,7 +247,7 @@ impl Run {
     }
 
     /// As the pipeline has it; of a hidden step, what it makes again.
-    pub(super) fn planned(&self, step: usize) -> &PlannedStep {
+    pub(super) fn planned(&self, step: usize) -> &Planned {
         &self.pipeline.steps[self.original(step)]
     }
 

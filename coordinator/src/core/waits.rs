@@ -1,6 +1,6 @@
 //! Why a step is not with a worker yet: what the scheduler waits for, as it is now. Asked, never journalled.
 
-use longshore_protocol::{PoolName, RunId, StepName, WorkerId};
+use longshore_protocol::{Outcome, PoolName, RunId, StepName, WorkerId};
 
 use super::decide::Core;
 use super::effect::JobQueue;
@@ -88,12 +88,13 @@ impl Core {
             Stage::Waiting { not_before } => not_before,
         };
         if step.waits > 0 {
-            let passed = |name: &&StepName| {
-                let before = longshore_protocol::ExecutionId::of_step(id, name);
-                let before = run.indices.get(&before).and_then(|index| run.steps[*index].outcome.as_ref());
-                before.is_none_or(|outcome| !outcome.is_passed())
+            // Whatever it waits for stands before it.
+            let waits = |before: &usize| {
+                let passed = run.steps[*before].outcome.as_ref().is_some_and(Outcome::is_passed);
+                !passed && run.graph.dependents[*before].contains(&index)
             };
-            return Some(WaitsFor::Steps(run.planned(index).waits_for().filter(passed).cloned().collect()));
+            let before = (0..index).filter(waits).map(|before| run.planned(before).name.clone());
+            return Some(WaitsFor::Steps(before.collect()));
         }
         if let Some(waits) = self.waits_in_lane(id, index) {
             return Some(waits);

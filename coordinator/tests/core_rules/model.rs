@@ -18,11 +18,17 @@ pub(crate) struct Model {
     /// How long each job takes.
     pub(crate) takes: fn(&Job) -> Millis,
     pub(crate) began: Vec<Began>,
-    /// The most jobs that a queue held while no slot for them was free.
+    /// The most jobs that all queues held while no slot was free.
     pub(crate) queued_most: usize,
     pub(crate) inputs: u64,
     queues: BTreeMap<JobQueue, VecDeque<Box<Job>>>,
+    queued: usize,
+    /// Queues that a job came to.
+    arrived: VecDeque<JobQueue>,
     workers: Vec<Worker>,
+    ids: BTreeMap<WorkerId, usize>,
+    /// Workers with a free slot, by pool.
+    free: BTreeMap<PoolName, BTreeSet<usize>>,
     ends: BTreeMap<(Millis, u64), (usize, Box<Job>)>,
     serial: u64,
 }
@@ -57,7 +63,11 @@ impl Model {
             queued_most: 0,
             inputs: 0,
             queues: BTreeMap::new(),
+            queued: 0,
+            arrived: VecDeque::new(),
             workers: Vec::new(),
+            ids: BTreeMap::new(),
+            free: BTreeMap::new(),
             ends: BTreeMap::new(),
             serial: 0,
         };
@@ -72,6 +82,8 @@ impl Model {
     pub(crate) fn join_pool(&mut self, slots: usize, pool: &PoolName) {
         let n = self.workers.len();
         let id: WorkerId = format!("w{n:05}").parse().unwrap();
+        self.ids.insert(id.clone(), n);
+        self.free.entry(pool.clone()).or_default().insert(n);
         self.workers.push(Worker { id, pool: pool.clone(), slots, busy: 0, number: 0 });
         let hello = Hello {
             engine: EngineId(format!("e{n}")),
@@ -82,14 +94,14 @@ impl Model {
             records: Vec::new(),
         };
         self.say(n, Event::Hello(hello));
-        self.claim_all();
+        self.hand_out();
     }
 
     pub(crate) fn submit(&mut self, tenant: &str, steps: Vec<PlannedStep>) -> RunId {
         let run = RunId::new();
         let pipeline = Box::new(Pipeline { name: "p".to_owned(), timeout_ms: None, steps });
         self.input(&Input::Submit { run, tenant: tenant.to_owned(), pipeline });
-        self.claim_all();
+        self.hand_out();
         run
     }
 
@@ -98,6 +110,8 @@ impl Model {
         let Some(((at, _), (worker, job))) = self.ends.pop_first() else { return false };
         self.now = at;
         self.workers[worker].busy -= 1;
+        let pool = self.workers[worker].pool.clone();
+        self.free.entry(pool).or_default().insert(worker);
         // The slot is free before anybody hears of it: what waits in a queue goes first.
         self.claim(worker);
         let claim = Claim { run: job.run, execution: job.execution, attempt: job.attempt };
@@ -112,7 +126,7 @@ impl Model {
             usage: None,
         };
         self.say(worker, Event::Finished(finished));
-        self.claim_all();
+        self.hand_out();
         true
     }
 
@@ -133,21 +147,21 @@ impl Model {
         self.began.iter().find(|began| began.run == run).map(|began| began.at)
     }
 
-    fn claim_all(&mut self) {
-        let waiting: BTreeSet<JobQueue> =
-            self.queues.iter().filter(|(_, jobs)| !jobs.is_empty()).map(|(queue, _)| queue.clone()).collect();
-        if waiting.is_empty() {
-            return;
+    /// Jobs go to whoever is free.
+    fn hand_out(&mut self) {
+        while let Some(queue) = self.arrived.pop_front() {
+            match &queue {
+                JobQueue::Worker(worker) => self.claim(self.ids[worker]),
+                JobQueue::Pool(pool) => {
+                    if let Some(&worker) = self.free.get(pool).and_then(BTreeSet::first) {
+                        self.claim(worker);
+                    }
+                }
+            }
         }
-        for worker in 0..self.workers.len() {
-            self.claim(worker);
+        if self.free.values().all(BTreeSet::is_empty) {
+            self.queued_most = self.queued_most.max(self.queued);
         }
-        let (jobs, free) = (self.queues.values().map(VecDeque::len).max(), self.free());
-        self.queued_most = self.queued_most.max(jobs.unwrap_or(0).saturating_sub(free));
-    }
-
-    fn free(&self) -> usize {
-        self.workers.iter().map(|worker| worker.slots - worker.busy).sum()
     }
 
     /// Takes jobs while a slot is free, its own queue's first.
@@ -156,7 +170,13 @@ impl Model {
             let worker = &self.workers[index];
             let queues = [JobQueue::Worker(worker.id.clone()), JobQueue::Pool(worker.pool.clone())];
             let Some(job) = queues.iter().find_map(|queue| self.queues.get_mut(queue)?.pop_front()) else { return };
-            self.workers[index].busy += 1;
+            self.queued -= 1;
+            let worker = &mut self.workers[index];
+            worker.busy += 1;
+            if worker.busy == worker.slots {
+                let pool = worker.pool.clone();
+                self.free.entry(pool).or_default().remove(&index);
+            }
             let until = self.now + (self.takes)(&job);
             self.began.push(Began {
                 at: self.now,
@@ -185,7 +205,9 @@ impl Model {
         self.inputs += 1;
         for effect in self.core.apply(input, self.now).effects {
             if let Effect::Dispatch { queue, job } = effect {
-                self.queues.entry(queue).or_default().push_back(job);
+                self.queues.entry(queue.clone()).or_default().push_back(job);
+                self.queued += 1;
+                self.arrived.push_back(queue);
             }
         }
     }
