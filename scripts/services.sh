@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# RabbitMQ, two Docker Engines and an image registry of one directory's own, on
-# ports and sockets of their own: two checkouts run side by side, and whatever
-# the machine runs already is left alone.
+# RabbitMQ, Postgres, two Docker Engines and an image registry of one directory's
+# own, on ports and sockets of their own: two checkouts run side by side, and
+# whatever the machine runs already is left alone.
 #
 #   services.sh up DIR [--while PID] [--only NAME,...] [--host-network] [--reachable]
 #   services.sh env DIR            prints `export` lines
-#   services.sh kill DIR NAME      SIGKILL: rabbitmq, docker-1, docker-2, registry
+#   services.sh kill DIR NAME      SIGKILL: rabbitmq, postgres, docker-1, docker-2, registry
 #   services.sh start DIR NAME     starts it again on its old address
 #   services.sh down DIR           ends and removes everything but DIR/log
 #
 # `up` writes DIR/env, lines of NAME=value; run twice, it leaves what is up alone.
-# A service that LONGSHORE_TEST_AMQP, _DOCKER_1, _DOCKER_2 or _REGISTRY names and
-# that answers is taken as it is. With --while PID, everything goes down when the
-# last such PID has ended (a plain `up` keeps it until `down`). With --reachable
-# RabbitMQ listens on every address, for who has a network namespace of his own.
+# A service that LONGSHORE_TEST_AMQP, _POSTGRES, _DOCKER_1, _DOCKER_2 or _REGISTRY
+# names and that answers is taken as it is. With --while PID, everything goes down
+# when the last such PID has ended (a plain `up` keeps it until `down`). With
+# --reachable RabbitMQ listens on every address, for who has a network namespace
+# of his own.
 set -euo pipefail
 # shellcheck source=scripts/lib/common.sh
 . "$(dirname "$0")/lib/common.sh"
@@ -95,7 +96,7 @@ prepare_data() {
 # Ports are chosen once: a service that is started again has its old address.
 choose_ports() {
     local port
-    [ -f "$run/ports" ] || for port in AMQP DIST EPMD REGISTRY; do
+    [ -f "$run/ports" ] || for port in AMQP DIST EPMD POSTGRES REGISTRY; do
         echo "${port}_PORT=$(free_port)"
     done >"$run/ports"
     # shellcheck source=/dev/null
@@ -107,6 +108,7 @@ choose_ports() {
 # What the environment names and answers is taken; the rest we start ourselves.
 forget_what_is_not_there() {
     amqp_answers "${LONGSHORE_TEST_AMQP:=}" || LONGSHORE_TEST_AMQP=''
+    postgres_answers "${LONGSHORE_TEST_POSTGRES:=}" || LONGSHORE_TEST_POSTGRES=''
     docker_answers "${LONGSHORE_TEST_DOCKER_1:=}" || LONGSHORE_TEST_DOCKER_1=''
     docker_answers "${LONGSHORE_TEST_DOCKER_2:=}" || LONGSHORE_TEST_DOCKER_2=''
     listening "${LONGSHORE_TEST_REGISTRY:=}" || LONGSHORE_TEST_REGISTRY=''
@@ -123,6 +125,18 @@ start_rabbitmq() {
 LONGSHORE_TEST_AMQP=amqp://guest:guest@127.0.0.1:$AMQP_PORT
 LONGSHORE_TEST_RABBITMQ_PID=$(pid_of rabbitmq)
 LONGSHORE_TEST_RABBITMQCTL=$dir/rabbitmqctl
+END
+}
+
+start_postgres() {
+    if [ "$LONGSHORE_TEST_POSTGRES" ]; then
+        echo "LONGSHORE_TEST_POSTGRES=$LONGSHORE_TEST_POSTGRES" >"$run/env.postgres"
+        return
+    fi
+    postgres_prepare && postgres_start || return 1
+    cat >"$run/env.postgres" <<END
+LONGSHORE_TEST_POSTGRES=postgres://longshore:longshore@127.0.0.1:$POSTGRES_PORT/postgres
+LONGSHORE_TEST_POSTGRES_PID=$(pid_of postgres)
 END
 }
 
@@ -160,6 +174,7 @@ start_all() {
     local job
     if [ -z "$HOST_NETWORK$LONGSHORE_TEST_DOCKER_1" ] && wanted docker-1; then netns_make 1; fi
     if wanted rabbitmq; then start_rabbitmq & jobs+=($!); fi
+    if wanted postgres; then start_postgres & jobs+=($!); fi
     if wanted docker-1; then start_docker_with_images 1 & jobs+=($!); fi
     if wanted docker-2; then start_docker_with_images 2 & jobs+=($!); fi
     if wanted registry; then start_registry & jobs+=($!); fi
@@ -177,7 +192,7 @@ is_up() {
     local name
     [ -f "$dir/env" ] || return 1
     if held; then return 0; fi
-    for name in rabbitmq docker-1 docker-2 registry; do
+    for name in rabbitmq postgres docker-1 docker-2 registry; do
         [ ! -f "$run/$name.pid" ] || alive "$name" || return 1
     done
 }
@@ -216,6 +231,8 @@ down() {
 kill_one() {
     kill -KILL "$(pid_of "$1")"
     while alive "$1"; do sleep 0.05; done
+    # Its children see that it is gone, and are gone a moment later.
+    if [ "$1" = postgres ]; then await 30 "the end of postgres" postgres_gone; fi
 }
 
 start_one() {
@@ -223,6 +240,7 @@ start_one() {
     choose_ports
     case $1 in
         rabbitmq) rabbitmq_start ;;
+        postgres) postgres_start ;;
         docker-[12]) docker_start "${1#docker-}" ;;
         registry) registry_start ;;
     esac
@@ -244,7 +262,7 @@ verb=$1
 [[ $verb =~ ^(up|down|env|kill|start|watch)$ ]] || usage
 if [ "$(id -u)" != 0 ] && [ "$verb" != env ]; then
     have sudo || die "needs root: it starts Docker Engines in network namespaces"
-    exec sudo --preserve-env=LONGSHORE_TEST_AMQP,LONGSHORE_TEST_DOCKER_1,LONGSHORE_TEST_DOCKER_2,LONGSHORE_TEST_REGISTRY "$0" "$@"
+    exec sudo --preserve-env=LONGSHORE_TEST_AMQP,LONGSHORE_TEST_POSTGRES,LONGSHORE_TEST_DOCKER_1,LONGSHORE_TEST_DOCKER_2,LONGSHORE_TEST_REGISTRY "$0" "$@"
 fi
 if [ "$verb" = up ]; then mkdir -p "$2"; fi
 # Need not be there: `down` also works when somebody removed the directory first.
@@ -260,8 +278,8 @@ while [ $# -gt 0 ]; do
         up:--only) only=${2:?names}; shift ;;
         up:--host-network) host_network=1 ;;
         up:--reachable) reachable=1 ;;
-        kill:rabbitmq | kill:docker-[12] | kill:registry) name=$1 ;;
-        start:rabbitmq | start:docker-[12] | start:registry) name=$1 ;;
+        kill:rabbitmq | kill:postgres | kill:docker-[12] | kill:registry) name=$1 ;;
+        start:rabbitmq | start:postgres | start:docker-[12] | start:registry) name=$1 ;;
         *) usage ;;
     esac
     shift

@@ -3,7 +3,7 @@
 # Run twice, it finds nothing to do. No service is started by it.
 #
 #   setup.sh demo    an engine, a broker, and what builds a base image
-#   setup.sh test    that, an image registry, prometheus, and helm
+#   setup.sh test    that, an image registry, prometheus, postgres, and helm
 #   setup.sh chaos   what demo needs
 #   setup.sh bench   what demo needs, Python with venv, and perf
 #   setup.sh lint    rustfmt, clippy, shellcheck, cargo-deny
@@ -40,6 +40,7 @@ END
     if [ "$1" = test ]; then cat <<'END'
 have docker-registry| docker-registry
 have prometheus     | prometheus
+have_postgres       | postgresql
 END
     fi
     if [ "$1" = bench ]; then cat <<'END'
@@ -59,6 +60,8 @@ END
 
 # Debian's Python says so only when it is asked to make one with pip.
 python_venv() { have python3 && python3 -c 'import ensurepip, venv'; }
+
+have_postgres() { have postgres || ls /usr/lib/postgresql/*/bin/postgres; }
 
 static_busybox() { have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; }
 

@@ -287,6 +287,10 @@ pub(crate) struct DoctorArgs {
     #[arg(long, env = "LONGSHORE_AMQP", hide_env_values = true, value_name = "URI")]
     pub(crate) amqp: Option<String>,
 
+    /// A coordinator's Postgres; not looked at without one
+    #[arg(long, env = "LONGSHORE_DATABASE", hide_env_values = true, value_name = "URI")]
+    pub(crate) database: Option<String>,
+
     #[command(flatten)]
     pub(crate) remote: Remote,
 }
@@ -336,6 +340,12 @@ fn prefix(text: &str) -> Result<String, String> {
     Err(format!("use 1 to {PREFIX_CHARS_MAX} letters, digits, '-', '_' and '.', and not amq or amq.…"))
 }
 
+/// The other coordinators send a token to it.
+fn advertised(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("http://").filter(|rest| !rest.is_empty() && !rest.contains(['@', ' ']));
+    rest.map(|_| text.to_owned()).ok_or_else(|| "use http://HOST:PORT".to_owned())
+}
+
 /// Six heartbeats, none more often than one in half a second.
 const LEASE_SECS_MIN: i64 = 3;
 /// A step whose worker died would wait an hour: more is nobody's intention.
@@ -359,6 +369,14 @@ pub(crate) struct CoordinatorArgs {
     /// Directory of the journal and the blobs [default: coordinator/ in the state directory, which LONGSHORE_STATE names]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
+
+    /// Postgres for the journal, postgres://user:password@host/database; its coordinators share the directory of --state
+    #[arg(long, env = "LONGSHORE_DATABASE", hide_env_values = true, value_name = "URI")]
+    pub(crate) database: Option<String>,
+
+    /// Where the other coordinators reach this one [default: http://ADDRESS of --listen, if that is one of a machine]
+    #[arg(long, env = "LONGSHORE_ADVERTISE", value_name = "URL", value_parser = advertised)]
+    pub(crate) advertise: Option<String>,
 
     /// Bearer token that clients and workers must send
     #[arg(long, env = "LONGSHORE_TOKEN", hide_env_values = true, value_name = "TOKEN")]

@@ -166,7 +166,7 @@ impl Client {
         }
         let body = answer.bytes().await.map_err(|reason| ClientError::Answer { reason })?;
         let has: BTreeMap<String, bool> = serde_json::from_slice(&body).unwrap_or_default();
-        let words = [("leading", "lead"), ("broker", "connection to its broker"), ("store", "store")];
+        let words = [("leader", "leader"), ("broker", "connection to its broker"), ("store", "store")];
         let missing: Vec<_> =
             words.iter().filter(|(name, _)| has.get(*name) == Some(&false)).map(|(_, it)| *it).collect();
         Err(ClientError::NotReady { missing: missing.join(", no ") })

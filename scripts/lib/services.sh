@@ -118,6 +118,53 @@ rabbitmq_start() {
     await_service rabbitmq amqp_answers "amqp://127.0.0.1:$AMQP_PORT"
 }
 
+# ---- Postgres -------------------------------------------------------------------
+
+# Debian keeps each version's programs in a directory of their own.
+postgres_bin() {
+    local dirs=(/usr/lib/postgresql/*/bin)
+    if [ -x "${dirs[-1]}/postgres" ]; then echo "${dirs[-1]}"; else dirname "$(command -v postgres)"; fi
+}
+
+# Whether anything listens where an address points to: who that is, the first test says.
+postgres_answers() {
+    local address=${1#*://}
+    [ "$address" ] || return 1
+    address=${address##*@} address=${address%%/*}
+    [[ $address == *:* ]] || address=$address:5432
+    listening "$address"
+}
+
+# It refuses to run as root, and the user that it has may not be able to enter this
+# directory: what lies here is also mounted where everybody may go.
+as_postgres() { setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"; }
+
+postgres_prepare() {
+    local home=$data/postgres
+    mkdir -p "$home" "$run/postgres"
+    chown postgres: "$home"
+    chmod 700 "$home"
+    mount --bind "$home" "$run/postgres"
+    # Password and all: a test signs in as a coordinator does.
+    echo longshore >"$run/postgres.password"
+    as_postgres "$(postgres_bin)/initdb" --pgdata="$run/postgres" --username=longshore --no-sync \
+        --pwfile="$run/postgres.password" --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 \
+        >>"$log/postgres.log" 2>&1
+}
+
+# fsync is on, as it is by itself: what is committed survives a kill, and commits cost what they cost.
+postgres_start() {
+    local bin
+    bin=$(postgres_bin)
+    # A killed one leaves its pid file, and the number may be a zombie's, or live again.
+    postgres_gone && rm -f "$run/postgres/postmaster.pid"
+    spawn postgres setpriv --reuid=postgres --regid=postgres --clear-groups -- "$bin/postgres" -D "$run/postgres" \
+        -c port="$POSTGRES_PORT" -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=200
+    await_service postgres "$bin/pg_isready" --host=127.0.0.1 --port="$POSTGRES_PORT"
+}
+
+postgres_gone() { [ -z "$(find /proc/[0-9]*/cwd -maxdepth 0 -lname "$run/postgres" 2>/dev/null)" ]; }
+
 # ---- Docker engines ------------------------------------------------------------
 
 # An empty address would be Docker's own default, which nobody asked for.

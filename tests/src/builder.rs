@@ -5,11 +5,13 @@ use std::net::TcpListener;
 use reqwest::Client;
 
 use crate::fleet::{Fleet, Member, Place};
+use crate::pair::Pair;
+use crate::postgres::Database;
 use crate::services;
 
 /// Lease of the tests' fleets, in seconds: short, so that a lost worker is given up soon, and long enough for
 /// a machine whose two cores compile something else at the same time.
-const LEASE_SECS: u32 = 10;
+pub(crate) const LEASE_SECS: u32 = 10;
 
 /// A fleet to be.
 #[derive(Debug, Default)]
@@ -17,6 +19,16 @@ pub struct FleetBuilder {
     workers: Vec<Wanted>,
     amqp: Option<String>,
     lease_secs: Option<u32>,
+    pair: Option<OfPair>,
+}
+
+/// What a fleet takes from the coordinators that it did not start itself.
+#[derive(Debug)]
+struct OfPair {
+    prefix: String,
+    amqp: String,
+    address: String,
+    database: Database,
 }
 
 /// A worker to be.
@@ -84,6 +96,15 @@ impl FleetBuilder {
         self
     }
 
+    /// With coordinators that are started and ended apart from it.
+    #[must_use]
+    pub fn coordinated_by(mut self, pair: &Pair) -> Self {
+        let Pair { prefix, amqp, address, database, .. } = pair;
+        let (prefix, amqp, address) = (prefix.clone(), amqp.clone(), address.clone());
+        self.pair = Some(OfPair { prefix, amqp, address, database: database.clone() });
+        self
+    }
+
     /// With another lease than the tests' common one.
     #[must_use]
     pub fn lease_secs(mut self, lease_secs: u32) -> Self {
@@ -102,11 +123,23 @@ impl FleetBuilder {
             let state = dir.path().join(&name);
             (name, Member { docker, state, slots, metrics: free_address(), args, place, amqp, process: None })
         });
+        let mut database = None;
+        let (prefix, amqp, address) = match self.pair {
+            Some(OfPair { prefix, amqp, address, database: theirs }) => {
+                database = Some(theirs);
+                (prefix, amqp, address)
+            }
+            None => {
+                let amqp = self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP"));
+                (free_prefix(), amqp, free_address())
+            }
+        };
         Fleet {
-            prefix: format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12]),
-            amqp: self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP")),
+            prefix,
+            amqp,
             lease_secs: self.lease_secs.unwrap_or(LEASE_SECS),
-            address: free_address(),
+            address,
+            database,
             coordinator: None,
             workers: workers.collect(),
             http: Client::builder().no_proxy().build().expect("no TLS to set up"),
@@ -123,9 +156,14 @@ impl FleetBuilder {
     }
 }
 
+/// What the names of one fleet's queues begin with: fleets of tests share a broker.
+pub(crate) fn free_prefix() -> String {
+    format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..12])
+}
+
 /// An address on loopback that nobody listens on: chosen once, so that a process started again has its old one. Below
 /// Linux's ephemeral range (from 32768): a port from there could be an outgoing connection's while its process is away.
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     let ports = std::iter::repeat_with(|| 20_000 + uuid::Uuid::new_v4().as_u128() % 12_000);
     let mut free = ports.filter_map(|port| {
         let address = format!("127.0.0.1:{port}");

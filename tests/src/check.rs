@@ -91,7 +91,11 @@ impl Fleet {
     /// the API does not stand between.
     async fn journal(&self, run: &str) -> BTreeMap<(String, String), u32> {
         let mut counts = BTreeMap::new();
-        for entry in journal_entries(&self.dir().join("coordinator"), run).await {
+        let entries = match &self.database {
+            Some(database) => database.journal_entries(run).await,
+            None => journal_entries(&self.dir().join("coordinator"), run).await,
+        };
+        for entry in entries {
             let word = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
             *counts.entry((word("type"), word("execution"))).or_default() += 1;
             for step in entry["steps"].as_array().into_iter().flatten().filter(|_| entry["type"] == "retry_asked") {

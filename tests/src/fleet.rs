@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::builder::FleetBuilder;
 use crate::engine::{docker, named};
+use crate::postgres::Database;
 use crate::process::{Process, within_patience};
 use crate::run::Run;
 
@@ -22,6 +23,8 @@ pub struct Fleet {
     pub(crate) lease_secs: u32,
     pub(crate) dir: TempDir,
     pub(crate) address: String,
+    /// Where the journal is, if others started its coordinators.
+    pub(crate) database: Option<Database>,
     pub(crate) coordinator: Option<Process>,
     pub(crate) workers: BTreeMap<String, Member>,
     pub(crate) http: Client,
@@ -60,12 +63,16 @@ impl Fleet {
 
     /// Starts what was prepared, and waits until every process of it is ready.
     pub async fn start(&mut self) {
-        self.spawn_coordinator();
+        if self.database.is_none() {
+            self.spawn_coordinator();
+        }
         let names: Vec<_> = self.workers.keys().cloned().collect();
         for name in &names {
             self.spawn_worker(name);
         }
-        self.coordinator().says("longshore coordinator: ready").await;
+        if self.database.is_none() {
+            self.coordinator().says("longshore coordinator: ready").await;
+        }
         for name in &names {
             self.worker(name).says("longshore worker: ready").await;
         }
@@ -273,16 +280,23 @@ impl Fleet {
             let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
             loop {
                 interval.tick().await;
-                let url = format!("http://{}/metrics", self.worker_metrics(worker));
-                let text = self.http.get(url).send().await.expect("the worker answers").text().await.expect("a body");
-                let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(metric));
-                let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-                if (values.sum::<f64>() - value).abs() < f64::EPSILON {
+                if (self.worker_metric(worker, metric).await - value).abs() < f64::EPSILON {
                     return;
                 }
             }
         };
         assert!(within_patience(poll).await.is_some(), "{metric} of {worker} does not become {value}");
+    }
+
+    /// The sum of a metric of a worker's, over all its labels.
+    ///
+    /// # Panics
+    /// If the worker does not answer.
+    pub async fn worker_metric(&self, worker: &str, metric: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.worker_metrics(worker));
+        let text = self.http.get(url).send().await.expect("the worker answers").text().await.expect("a body");
+        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(metric));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
     /// Submits a pipeline file as the command line does, and follows it.

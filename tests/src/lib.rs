@@ -11,7 +11,7 @@
 //! checker that every one of them runs at its end: settled once, no line missing, no container and no process left.
 //! [`services`] finds RabbitMQ and Docker, [`engine`] asks Docker about what Longshore did, [`actor`] makes images whose
 //! steps can do and see everything, [`dice`] chooses. [`own`] are services that a test may kill. [`store_contract`] is
-//! what every store must keep.
+//! what every store must keep, [`pair`] two coordinators on one [`postgres`] behind one address ([`front`]).
 
 pub mod actor;
 pub mod builder;
@@ -19,8 +19,11 @@ pub mod check;
 pub mod dice;
 pub mod engine;
 pub mod fleet;
+pub mod front;
 mod logs;
 pub mod own;
+pub mod pair;
+pub mod postgres;
 pub mod process;
 pub mod run;
 #[path = "../services.rs"]

@@ -59,9 +59,38 @@ fn the_chart_lints_and_renders_with_everything_on() {
     assert_eq!(documents.matches("user:pass").count(), 1);
 }
 
+/// P21: on a database of theirs, with one directory for all, and none of it by name in an argv.
+#[test]
+fn two_coordinators_share_a_database_and_a_volume() {
+    let settings =
+        format!("{SETTINGS},coordinator.replicas=2,database.url=postgres://longshore:s3cret@pg:5432/longshore");
+    let lint = helm(&["lint", "--strict", "--set", &settings]);
+    assert!(lint.status.success(), "{}", text(&lint));
+    let rendered = helm(&["template", "--set", &settings]);
+    assert!(rendered.status.success(), "{}", text(&rendered));
+    let documents = String::from_utf8(rendered.stdout).expect("YAML is UTF-8");
+    assert_eq!(documents.matches("s3cret").count(), 1, "in the Secret and nowhere else");
+    let of_kind = |kind: &str| -> serde_json::Value {
+        let document = documents.split("\n---").find(|document| document.contains(&format!("kind: {kind}\n")));
+        let document = document.unwrap_or_else(|| panic!("no {kind}"));
+        serde_saphyr::from_str(document).unwrap_or_else(|e| panic!("{e}:\n{document}"))
+    };
+    let coordinators = of_kind("StatefulSet");
+    assert_eq!(coordinators["spec"]["replicas"], 2);
+    assert_eq!(coordinators["spec"]["volumeClaimTemplates"], serde_json::Value::Null, "a volume each is of no use");
+    let claim = of_kind("PersistentVolumeClaim");
+    assert_eq!(claim["spec"]["accessModes"][0], "ReadWriteMany");
+    let volumes = coordinators["spec"]["template"]["spec"]["volumes"].as_array().expect("volumes");
+    let claimed =
+        volumes.iter().filter(|volume| volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]);
+    assert_eq!(claimed.count(), 1);
+    assert_eq!(of_kind("PodDisruptionBudget")["spec"]["minAvailable"], 1);
+}
+
 #[test]
 fn every_flag_and_variable_in_the_chart_is_one_of_the_binarys() {
-    let rendered = String::from_utf8(helm(&["template", "--set", SETTINGS]).stdout).expect("YAML is UTF-8");
+    let settings = format!("{SETTINGS},database.url=postgres://pg/longshore");
+    let rendered = String::from_utf8(helm(&["template", "--set", &settings]).stdout).expect("YAML is UTF-8");
     for command in ["coordinator", "worker"] {
         let help =
             Command::new(longshore_tests::process::binary()).args([command, "--help"]).output().expect("it runs");
@@ -85,6 +114,7 @@ fn what_the_chart_cannot_do_without_is_said() {
         ("broker.url", "image.repository=i,auth.token=t"),
         ("auth.token", "image.repository=i,broker.url=amqp://mq"),
         ("pools", "image.repository=i,broker.url=amqp://mq,auth.token=t,pools=null"),
+        ("database.url", "image.repository=i,broker.url=amqp://mq,auth.token=t,coordinator.replicas=2"),
     ] {
         let rendered = helm(&["template", "--set", settings]);
         assert!(!rendered.status.success(), "rendered without {missing}");

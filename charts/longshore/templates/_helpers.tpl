@@ -37,6 +37,13 @@ name: {{ include "longshore.tokenSecret" . }}
 key: {{ if .Values.auth.existingSecret }}{{ .Values.auth.existingSecretKey }}{{ else }}token{{ end }}
 {{- end }}
 
+{{- /* Empty without one. */ -}}
+{{- define "longshore.databaseSecret" -}}
+{{- if .Values.database.existingSecret }}{{ .Values.database.existingSecret }}
+{{- else if .Values.database.url }}{{ include "longshore.fullname" . }}
+{{- else if gt (int .Values.coordinator.replicas) 1 }}{{ fail "coordinator.replicas above 1 needs database.url, or database.existingSecret to the name of a Secret that holds it: SQLite on one volume is one coordinator's" }}{{ end }}
+{{- end }}
+
 {{- /* What both processes are told, as environment: a secret never stands in an argv. */ -}}
 {{- define "longshore.env" -}}
 - name: LONGSHORE_AMQP

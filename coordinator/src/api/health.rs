@@ -14,15 +14,17 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// 200 if runs can be taken and carried out: it leads (which it only does while it can write the
-/// store), and the broker is connected. 503 says what is missing.
+/// 200 if runs can be taken and carried out: the broker is connected, and it leads (which it only does while it can write
+/// the store) or knows who does. 503 says what is missing.
 pub(super) async fn readyz(State(state): State<ApiState>) -> Response {
     let store = state.store.answers().await.is_ok();
     let (leading, broker) =
         state.live.as_ref().map_or((false, false), |live| (*live.leading.borrow(), (live.broker_connected)()));
-    let ready = leading && broker && store;
+    let leader = leading || state.leader_elsewhere().await.is_some();
+    let ready = leader && broker && store;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": ready, "leading": leading, "broker": broker, "store": store }))).into_response()
+    let what = json!({ "ready": ready, "leading": leading, "leader": leader, "broker": broker, "store": store });
+    (status, Json(what)).into_response()
 }
 
 /// For Prometheus.

@@ -16,12 +16,14 @@
 //! its workers, its metrics, and blobs, which workers of no tenant fetch and whose name, the hash of
 //! the content, only who has the content knows.
 //!
-//! Reads are answered from the store, by whoever leads or stands by; writes by the leader's driver.
+//! Reads are answered from the store, by whoever leads or stands by; writes by the leader's driver, to which one that
+//! stands by passes them on ([`forward`]).
 
 mod auth;
 mod blobs;
 mod error;
 mod events;
+mod forward;
 mod health;
 mod logs;
 mod retry;
@@ -40,6 +42,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use error::ApiError;
+pub(crate) use forward::Passing;
 
 use crate::blobs::Blobs;
 use crate::core::view::WorkerView;
@@ -72,6 +75,8 @@ pub(crate) struct Live {
     pub(crate) workers: watch::Receiver<Vec<WorkerView>>,
     pub(crate) leading: watch::Receiver<bool>,
     pub(crate) broker_connected: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// `None`: what only the leader can do is refused while another leads.
+    pub(crate) passing: Option<Passing>,
     /// Cancelled when the process ends: streams end, so that the server can.
     pub(crate) closing: CancellationToken,
 }
@@ -98,6 +103,17 @@ impl ApiState {
 
     pub(crate) fn metrics(&self) -> Option<PrometheusHandle> {
         self.metrics.clone()
+    }
+
+    /// Where another coordinator is that leads, if we know it.
+    async fn leader_elsewhere(&self) -> Option<(Passing, String)> {
+        let live = self.live.as_ref()?;
+        if *live.leading.borrow() {
+            return None;
+        }
+        let passing = live.passing.clone()?;
+        let leader = self.store.answers().await.ok()??;
+        (leader.starts_with("http://") && !passing.is_own(&leader)).then_some((passing, leader))
     }
 
     /// Hands a command to the leader's driver and waits until it is committed.
@@ -145,6 +161,7 @@ pub(crate) fn router(state: ApiState) -> Router {
         .route("/v1/blobs/{hash}", get(blobs::get).put(blobs::put).layer(DefaultBodyLimit::disable()))
         .route("/metrics", get(health::metrics))
         .layer(axum::middleware::from_fn_with_state(state.clone(), auth::check))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), forward::pass_on))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let open = Router::new().route("/healthz", get(health::healthz)).route("/readyz", get(health::readyz));
     guarded.merge(open).fallback(async || ApiError::NotFound("page")).with_state(state)
@@ -174,6 +191,7 @@ mod tests {
             workers: watch::channel(Vec::new()).1,
             leading: leading_in,
             broker_connected: Arc::new(|| true),
+            passing: None,
             closing: CancellationToken::new(),
         };
         let state = ApiState::new(Arc::new(store), blobs, ChunkFiles::in_blobs(dir.path())).with_live(live);

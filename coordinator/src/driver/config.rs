@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::{CoordinatorError, shared_dir};
 use crate::core::CoreConfig;
+use crate::store::Store;
+use crate::store::postgres::{PostgresAddress, PostgresStore};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Store, StoreError};
 
 /// Of one blob: a source directory, packed. Larger ones belong into an image.
 pub const BLOB_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -31,6 +33,9 @@ pub struct Config {
     pub blob_bytes_max: u64,
     /// Where the HTTP API listens; `None`: only in process.
     pub listen: Option<SocketAddr>,
+    /// Where the others of this fleet reach the API, `http://host:port`: one that stands by passes on to it what only
+    /// the leader can do. `None`: they do not.
+    pub advertise: Option<String>,
     /// Who may use the API.
     pub tokens: Tokens,
     /// The core's bounds.
@@ -50,6 +55,7 @@ impl Config {
             blob_dir,
             blob_bytes_max: BLOB_BYTES_MAX,
             listen: None,
+            advertise: None,
             tokens: Tokens::default(),
             core: CoreConfig::default(),
             tick: TICK,
@@ -68,15 +74,22 @@ impl Config {
 pub enum StateLocation {
     /// In this file, made if it is missing.
     Sqlite(PathBuf),
+    /// In this database. Blobs and sealed logs are in a directory all the same, which its coordinators share.
+    Postgres(PostgresAddress),
     /// In this one, which is open.
     Open(Arc<dyn Store>),
 }
 
 impl StateLocation {
-    /// Opens it, and brings its tables up to date.
-    pub async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+    /// Opens it, and brings its tables up to date. `dir` is where blobs and sealed logs are.
+    pub(super) async fn open(&self, dir: &Path) -> Result<Arc<dyn Store>, CoordinatorError> {
         match self {
             Self::Sqlite(file) => Ok(Arc::new(SqliteStore::open(file).await?)),
+            Self::Postgres(address) => {
+                let store = PostgresStore::open(address).await?;
+                shared_dir::check(&store, dir).await?;
+                Ok(Arc::new(store))
+            }
             Self::Open(store) => Ok(Arc::clone(store)),
         }
     }

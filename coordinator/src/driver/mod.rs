@@ -16,10 +16,11 @@ pub(crate) mod inputs;
 mod outbox;
 mod past;
 mod reign;
+mod shared_dir;
 mod writer;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub use past::{Past, past};
 
 pub use config::{BLOB_BYTES_MAX, Config, StateLocation, Tokens};
 
-use crate::api::{ApiState, Live};
+use crate::api::{ApiState, Live, Passing};
 use crate::blobs::{BlobError, Blobs};
 use crate::core::CoreConfig;
 use crate::core::view::WorkerView;
@@ -80,6 +81,24 @@ pub enum CoordinatorError {
     /// The blob directory cannot be used.
     #[error(transparent)]
     Blobs(#[from] BlobError),
+    /// The directory beside a database cannot be used.
+    #[error("the directory {dir} cannot be used: {error}")]
+    Directory {
+        /// Which one.
+        dir: PathBuf,
+        /// In the system's words.
+        error: std::io::Error,
+    },
+    /// What the other coordinators have stored there would be missing here.
+    #[error(
+        "{dir} is not the directory that the coordinators of this database share: blobs and sealed logs would be \
+         missing after a takeover; mount that one here and name it with --state (where it is lost for good, \
+         `DELETE FROM directory` in the database lets this one take its place)"
+    )]
+    OtherDirectory {
+        /// Which one was given.
+        dir: PathBuf,
+    },
     /// The journal cannot be replayed: a damaged file or a bug. Nothing was changed.
     #[error("{0}")]
     Journal(String),
@@ -107,6 +126,8 @@ pub struct Coordinator<B: Broker> {
     leading: watch::Sender<bool>,
     listener: Option<TcpListener>,
     address: Option<SocketAddr>,
+    /// What others are told of who leads.
+    holder: String,
     closing: CancellationToken,
 }
 
@@ -127,7 +148,7 @@ impl<B: Broker> Coordinator<B> {
             }
         };
         let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let store = config.state.open().await?;
+        let store = config.state.open(&config.blob_dir).await?;
         let blobs = Blobs::open(&config.blob_dir, config.blob_bytes_max).await?;
         let chunks = ChunkFiles::in_blobs(&config.blob_dir);
         let lease = config.lease();
@@ -143,6 +164,7 @@ impl<B: Broker> Coordinator<B> {
             workers: workers_in,
             leading: leading_in,
             broker_connected: Arc::new(move || connected.connected()),
+            passing: config.advertise.clone().map(Passing::new),
             closing: closing.clone(),
         };
         let api = ApiState::new(store.clone(), blobs, chunks.clone())
@@ -152,7 +174,8 @@ impl<B: Broker> Coordinator<B> {
         let topology = Topology::new(config.prefix, lease);
         let (core, tick) = (config.core, config.tick);
         let shared = Shared { broker, topology, store, chunks, feed, core, tick, lease, workers };
-        Ok(Self { shared, api, commands: commands_in, leading, listener, address, closing })
+        let holder = config.advertise.unwrap_or_else(|| format!("process {}", std::process::id()));
+        Ok(Self { shared, api, commands: commands_in, leading, listener, address, holder, closing })
     }
 
     /// The whole HTTP API, which can also be called in process. Requests that change something wait
@@ -202,10 +225,9 @@ impl<B: Broker> Coordinator<B> {
     }
 
     async fn stand_by_and_lead(&mut self, shutdown: &CancellationToken) -> Result<(), CoordinatorError> {
-        let holder = format!("process {}", std::process::id());
         let mut failing = false;
         while !shutdown.is_cancelled() {
-            let taken = self.shared.store.take_epoch(&holder).await;
+            let taken = self.shared.store.take_epoch(&self.holder).await;
             // Said once, not with every try: on a full disk the log would only make it worse.
             let failed_before = std::mem::replace(&mut failing, taken.is_err());
             match taken {

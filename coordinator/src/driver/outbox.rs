@@ -12,11 +12,13 @@ use longshore_protocol::broker::{Broker, Outgoing, PublishError};
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{PoolName, Shard};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::gone::queue_of;
 use super::inputs::Internal;
 use crate::core::effect::JobQueue;
 use crate::store::batch::{OutboxAbout, OutboxRow};
+use crate::store::epoch::LAPSE_MS;
 use crate::store::{Store, StoreError};
 
 /// Published without waiting between: enough to hide the confirm's round trip, few enough that
@@ -28,6 +30,9 @@ const BACKOFF: Duration = Duration::from_millis(100);
 
 /// As the workers' reconnecting (P8).
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// Without a renewal for so long another may lead.
+const LAPSE: Duration = Duration::from_millis(LAPSE_MS);
 
 /// The newest rows of the outbox. They are handed over in memory, because between a step's end and the next one's
 /// job nobody should wait for them to be read back; whoever has missed some reads the store.
@@ -61,6 +66,8 @@ pub(super) struct Publisher<B: Broker> {
     pub(super) shard: Shard,
     pub(super) store: Arc<dyn Store>,
     pub(super) newest: watch::Receiver<Newest>,
+    /// When the last transaction was begun that renewed the epoch.
+    pub(super) renewed: watch::Receiver<Instant>,
     pub(super) done: mpsc::Sender<Internal>,
     pub(super) declared: BTreeSet<PoolName>,
 }
@@ -111,6 +118,7 @@ impl<B: Broker> Publisher<B> {
         };
         let Some(published) = rows.last().map(|row| row.id) else { return Ok(None) };
         self.declare_pools(&rows).await?;
+        self.leads().await;
         match self.broker.publish(messages(&rows)).await {
             Ok(()) => self.report(rows.into_iter().map(confirmed).collect()).await,
             Err(PublishError::Returned { .. }) => {
@@ -122,6 +130,17 @@ impl<B: Broker> Publisher<B> {
             Err(error) => return Err(error.into()),
         }
         Ok(Some(published))
+    }
+
+    /// P21: only the active one publishes. One that was frozen finds what it had in hand when it is woken, and learns
+    /// from its next transaction that another leads: until then it commands nothing.
+    async fn leads(&mut self) {
+        while self.renewed.borrow_and_update().elapsed() >= LAPSE {
+            if self.renewed.changed().await.is_err() {
+                // The reign is over: this task is about to be ended.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Some of them were returned: each for itself says which. What arrives twice is harmless (P3).

@@ -144,6 +144,7 @@ fn start_tasks<B: Broker>(
 ) -> (Hands, Intake, mpsc::Receiver<Internal>) {
     let (internals, internals_in) = mpsc::channel(INTERNALS);
     let (newest, newest_in) = watch::channel(Newest::recovered(newest));
+    let (renewed, renewed_in) = watch::channel(Instant::now());
     let (tick_back, tick_back_in) = watch::channel(0);
     // One order of looks at a time, and one set of consumers ever.
     let (looks, looks_in) = mpsc::channel(1);
@@ -162,6 +163,7 @@ fn start_tasks<B: Broker>(
         shard: SHARD,
         store: shared.store.clone(),
         newest: newest_in,
+        renewed: renewed_in,
         done: internals.clone(),
         declared: BTreeSet::new(),
     };
@@ -175,7 +177,7 @@ fn start_tasks<B: Broker>(
         clock::tick(consuming, heartbeats, epoch, every, lease, tick_back_in).await;
     }));
     spawn(Box::pin(gone::look(broker, topology, SHARD, looks_in, internals.clone())));
-    let hands = Hands { tracker: tracker.clone(), stop: stop.clone(), internals, newest, tick_back, looks };
+    let hands = Hands { tracker: tracker.clone(), stop: stop.clone(), internals, newest, renewed, tick_back, looks };
     (hands, Intake::new(arriving), internals_in)
 }
 

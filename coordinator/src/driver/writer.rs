@@ -67,6 +67,8 @@ pub(super) struct Hands {
     pub(super) internals: mpsc::Sender<Internal>,
     /// The newest rows of the outbox, for the publisher.
     pub(super) newest: watch::Sender<Newest>,
+    /// When the last transaction was begun that renewed the epoch, for the publisher (P21).
+    pub(super) renewed: watch::Sender<Instant>,
     /// The highest tick that came back, for the clock.
     pub(super) tick_back: watch::Sender<u64>,
     /// Looks at job queues (P6).

@@ -1,6 +1,6 @@
 //! The store: the journal, the read tables, the outbox and the open end of each log.
 //!
-//! [`Store`] is the contract; [`sqlite`] keeps it in one file. What is in a store, by concern:
+//! [`Store`] is the contract; [`sqlite`] keeps it in one file, [`postgres`] on a server. What is in a store, by concern:
 //!
 //! * [`epoch`] who leads (P21): a row taken by compare-and-set, touched by every transaction;
 //! * [`batch`] the one way to write: a batch of everything that follows from some inputs, one transaction (P3);
@@ -13,6 +13,7 @@ pub mod batch;
 pub mod epoch;
 pub mod log_rows;
 pub mod packed;
+pub mod postgres;
 pub mod recover;
 pub mod runs;
 pub mod sqlite;
@@ -48,7 +49,7 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 pub trait Store: std::fmt::Debug + Send + Sync {
     /// Takes the epoch if it was released or has lapsed: not renewed for [`LAPSE_MS`](epoch::LAPSE_MS) by the store's own
     /// clock, whatever the callers' clocks say. `None`: somebody leads. Of several who try at once, one gets it.
-    /// `holder` is for people.
+    /// `holder` is what others are told of who leads.
     fn take_epoch<'a>(&'a self, holder: &'a str) -> Answer<'a, Option<Epoch>>;
 
     /// Renews it and writes nothing else, while a leader has nothing to write. [`StoreError::Deposed`] as for
@@ -134,8 +135,9 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// How many messages are in the outbox.
     fn outbox_rows(&self) -> Answer<'_, u64>;
 
-    /// Whether it answers: cheap enough to be asked by anybody, at any time.
-    fn answers(&self) -> Answer<'_, ()>;
+    /// Whether it answers: cheap enough to be asked by anybody, at any time. And who leads, as the one said who took the
+    /// epoch; nobody if it was released or has lapsed.
+    fn answers(&self) -> Answer<'_, Option<String>>;
 
     /// Lets go of it. What was committed is in it; the methods of what was closed fail.
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -149,6 +151,17 @@ pub enum StoreError {
     /// The store's own word: a full disk, a damaged file, a connection that was lost.
     #[error("the store failed: {0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It did not answer. What was asked of it may have been done.
+    #[error("the store did not answer within {} s", .0.as_secs())]
+    Silent(std::time::Duration),
+    /// The database cannot be had, or not be brought up to date.
+    #[error("the database at {address} cannot be used: {error}")]
+    Unusable {
+        /// Where it is, without a password.
+        address: String,
+        /// Why.
+        error: Box<StoreError>,
+    },
     /// The file was written by another Longshore.
     #[error("the store cannot be brought up to date: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),

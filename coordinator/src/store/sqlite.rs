@@ -18,6 +18,13 @@ const BEGIN: &str = "BEGIN IMMEDIATE";
 /// A reader's snapshot begins with its first statement and stays (WAL).
 const BEGIN_READING: &str = "BEGIN";
 
+/// `SQLITE_BUSY`: whoever writes leads.
+const LOCKED: &str = "5";
+
+/// A file answers, or says why it does not.
+const WRITE_MAX: Option<Duration> = None;
+const READ_MAX: Option<Duration> = None;
+
 /// Now, in ms, by the host's clock: whoever opens the file is on that host.
 macro_rules! now_ms {
     () => {
@@ -27,6 +34,7 @@ macro_rules! now_ms {
 
 // Behind what it names: `now_ms!` is only known below its definition.
 #[path = "sql/mod.rs"]
+#[allow(clippy::duplicate_mod)] // that is what it is for: one text of SQL, compiled for each database
 mod sql;
 
 /// SQLite has one writer at a time. More connections would only wait for each other.

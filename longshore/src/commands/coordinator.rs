@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use longshore_coordinator::core::{CoreConfig, WEIGHT_MAX};
+use longshore_coordinator::store::postgres::PostgresAddress;
 use longshore_coordinator::{Config, Coordinator, CoordinatorError, StateLocation, Tokens};
 use longshore_protocol::Shard;
 use longshore_protocol::broker::Broker;
@@ -42,12 +43,19 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
         None => StateDir::path()?.join("coordinator"),
     };
     private_dir(&dir).map_err(|error| unusable(&dir, &error))?;
-    let store = StateLocation::Sqlite(dir.join("coordinator.db"));
+    let store = match args.database.as_deref().filter(|uri| !uri.is_empty()) {
+        Some(uri) => StateLocation::Postgres(database(uri)?),
+        None => StateLocation::Sqlite(dir.join("coordinator.db")),
+    };
     let broker = server::broker(&args.fleet, NAME)?;
     let lease = Duration::from_secs(args.fleet.lease.into());
     let topology = Topology::new(args.fleet.prefix.clone(), lease);
     let config = Config {
         listen: Some(args.listen),
+        // "Every address" is nobody's.
+        advertise: args
+            .advertise
+            .or_else(|| (!args.listen.ip().is_unspecified()).then(|| format!("http://{}", args.listen))),
         tokens,
         // A tick is a second (P8).
         core: CoreConfig { lease_ticks: args.fleet.lease, weights, ..CoreConfig::default() },
@@ -88,10 +96,17 @@ async fn leads(mut leading: watch::Receiver<bool>, broker: AmqpBroker, topology:
     pending::<()>().await;
 }
 
+/// What is wrong with an address is said without it: it holds a password (promise 8).
+pub(crate) fn database(uri: &str) -> Result<PostgresAddress, Failure> {
+    uri.parse().map_err(|reason: String| Failure::input(format!("--database or LONGSHORE_DATABASE: {reason}")))
+}
+
 /// Its own text names the mend.
 fn refused(error: &CoordinatorError) -> Failure {
     match error {
-        CoordinatorError::OpenToAnybody { .. } | CoordinatorError::Listen { .. } => Failure::input(error.to_string()),
+        CoordinatorError::OpenToAnybody { .. }
+        | CoordinatorError::Listen { .. }
+        | CoordinatorError::OtherDirectory { .. } => Failure::input(error.to_string()),
         _ => Failure::infra(error.to_string()),
     }
 }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use longshore_coordinator::store::postgres::{PostgresAddress, probe as probe_postgres};
 use longshore_protocol::RunId;
 use longshore_protocol::broker::amqp::{AmqpBroker, shown_address};
 use longshore_worker::engine::docker::DockerEngine;
@@ -61,9 +62,10 @@ impl Check {
 }
 
 pub(crate) async fn run(args: &DoctorArgs, output: Output) -> Result<u8, Failure> {
-    let (docker, rabbitmq, coordinator) = tokio::join!(docker(args), rabbitmq(args), coordinator(args));
+    let (docker, rabbitmq, postgres, coordinator) =
+        tokio::join!(docker(args), rabbitmq(args), postgres(args), coordinator(args));
     let mut checks = docker;
-    checks.extend([rabbitmq, coordinator]);
+    checks.extend([rabbitmq, postgres, coordinator]);
     checks.extend(state_dir());
     let text: String = match output {
         Output::Json => checks.iter().map(|check| json::text("check", check)).collect(),
@@ -162,6 +164,24 @@ async fn rabbitmq(args: &DoctorArgs) -> Check {
         Ok(server) => Check::new("RabbitMQ", State::Ok, format!("{} {}{at}", server.product, server.version)),
         Err(error) => Check::new("RabbitMQ", State::Problem, format!("no use of it{at}: {}", error.reason()))
             .mend("start RabbitMQ, or mend the address, user and password in --amqp or LONGSHORE_AMQP"),
+    }
+}
+
+async fn postgres(args: &DoctorArgs) -> Check {
+    let Some(uri) = args.database.as_deref().filter(|uri| !uri.is_empty()) else {
+        return Check::new("Postgres", State::NotLookedAt, "no address given with --database or LONGSHORE_DATABASE");
+    };
+    let address: PostgresAddress = match uri.parse() {
+        Ok(address) => address,
+        Err(reason) => {
+            return Check::new("Postgres", State::Problem, reason).mend("mend --database or LONGSHORE_DATABASE");
+        }
+    };
+    match probe_postgres(&address).await {
+        Ok(version) => Check::new("Postgres", State::Ok, format!("{version} at {address}")),
+        Err(error) => Check::new("Postgres", State::Problem, format!("no use of {address}: {error}")).mend(
+            "start Postgres, or mend the address, user, password and database in --database or LONGSHORE_DATABASE",
+        ),
     }
 }
 

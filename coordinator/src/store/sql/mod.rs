@@ -1,8 +1,8 @@
 //! The store in SQL: the same statements for every database.
 //!
 //! This folder is compiled once for each database, which its parent names: `Db`, how a transaction that writes begins
-//! (`BEGIN`) and one that only reads (`BEGIN_READING`), and the database's own clock (`now_ms!`). Everything else is the
-//! same text for all: `$1` (or built by sqlx, with each database's own), `ON CONFLICT` and 64-bit numbers only. Generic
+//! (`BEGIN`) and one that only reads (`BEGIN_READING`), the database's own clock (`now_ms!`), how it says that a row is
+//! locked (`LOCKED`), and how long it is waited for (`WRITE_MAX`, `READ_MAX`). Everything else is the same text for all: `$1` (or built by sqlx, with each database's own), `ON CONFLICT` and 64-bit numbers only. Generic
 //! code would say the same with a page of bounds on each function (`docs/decisions/store.md`).
 
 mod epoch;
@@ -11,11 +11,13 @@ mod recover;
 mod runs;
 mod write;
 
+use std::time::Duration;
+
 use longshore_protocol::event::Claim;
 use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, StepName};
 use sqlx::{Database, Pool, Transaction};
 
-use super::{BEGIN_READING, Db};
+use super::{BEGIN_READING, Db, READ_MAX, WRITE_MAX};
 use crate::core::entry::Entry;
 use crate::core::input::Millis;
 use crate::core::view::{RunSummary, StepView};
@@ -44,58 +46,67 @@ impl SqlStore {
     }
 }
 
+/// The future's answer, if it comes in time. One that is dropped on its way has written all or nothing.
+fn within<'a, T: 'a>(
+    limit: Option<Duration>,
+    asked: impl Future<Output = Result<T, StoreError>> + Send + 'a,
+) -> Answer<'a, T> {
+    let Some(limit) = limit else { return Box::pin(asked) };
+    Box::pin(async move { tokio::time::timeout(limit, asked).await.unwrap_or(Err(StoreError::Silent(limit))) })
+}
+
 /// One file per concern says how; this is the list.
 impl Store for SqlStore {
     fn take_epoch<'a>(&'a self, holder: &'a str) -> Answer<'a, Option<Epoch>> {
-        Box::pin(self.take_epoch(holder))
+        within(WRITE_MAX, self.take_epoch(holder))
     }
 
     fn renew_epoch(&self, epoch: Epoch) -> Answer<'_, ()> {
-        Box::pin(self.renew_epoch(epoch))
+        within(WRITE_MAX, self.renew_epoch(epoch))
     }
 
     fn release_epoch(&self, epoch: Epoch) -> Answer<'_, ()> {
-        Box::pin(self.release_epoch(epoch))
+        within(WRITE_MAX, self.release_epoch(epoch))
     }
 
     fn commit<'a>(&'a self, epoch: Epoch, batch: &'a Batch) -> Answer<'a, ()> {
-        Box::pin(self.commit(epoch, batch))
+        within(WRITE_MAX, self.commit(epoch, batch))
     }
 
     fn is_known(&self, run: RunId) -> Answer<'_, bool> {
-        Box::pin(self.is_known(run))
+        within(WRITE_MAX, self.is_known(run))
     }
 
     fn entries_to_replay(&self) -> Answer<'_, Vec<(Millis, Entry)>> {
-        Box::pin(self.entries_to_replay())
+        within(READ_MAX, self.entries_to_replay())
     }
 
     fn entries_to_recall(&self, run: RunId) -> Answer<'_, Vec<(Millis, Entry)>> {
-        Box::pin(self.entries_to_recall(run))
+        within(READ_MAX, self.entries_to_recall(run))
     }
 
     fn journal_of_workers(&self) -> Answer<'_, Vec<JournalRow>> {
-        Box::pin(self.journal_of_workers())
+        within(READ_MAX, self.journal_of_workers())
     }
 
     fn journal_and_view(&self, run: RunId) -> Answer<'_, Option<(Vec<JournalRow>, RunState)>> {
-        Box::pin(self.journal_and_view(run))
+        within(READ_MAX, self.journal_and_view(run))
     }
 
     fn counters(&self) -> Answer<'_, Counters> {
-        Box::pin(self.counters())
+        within(READ_MAX, self.counters())
     }
 
     fn outbox_after(&self, id: i64, limit: u32) -> Answer<'_, Vec<OutboxRow>> {
-        Box::pin(self.outbox_after(id, limit))
+        within(READ_MAX, self.outbox_after(id, limit))
     }
 
     fn open_logs(&self) -> Answer<'_, Vec<OpenLog>> {
-        Box::pin(self.open_logs())
+        within(READ_MAX, self.open_logs())
     }
 
     fn open_rows<'a>(&'a self, claim: &'a Claim, from: u64, before: u64) -> Answer<'a, Vec<Vec<u8>>> {
-        Box::pin(self.open_rows(claim, from, before))
+        within(READ_MAX, self.open_rows(claim, from, before))
     }
 
     fn list_runs<'a>(
@@ -104,58 +115,55 @@ impl Store for SqlStore {
         before: Option<RunId>,
         limit: u32,
     ) -> Answer<'a, Vec<RunSummary>> {
-        Box::pin(self.list_runs(tenant, before, limit))
+        within(READ_MAX, self.list_runs(tenant, before, limit))
     }
 
     fn run(&self, run: RunId) -> Answer<'_, Option<RunState>> {
-        Box::pin(self.run(run))
+        within(READ_MAX, self.run(run))
     }
 
     fn submitted(&self, run: RunId) -> Answer<'_, Option<Submitted>> {
-        Box::pin(self.submitted(run))
+        within(READ_MAX, self.submitted(run))
     }
 
     fn summary(&self, run: RunId) -> Answer<'_, Option<(RunSummary, bool)>> {
-        Box::pin(self.summary(run))
+        within(READ_MAX, self.summary(run))
     }
 
     fn step<'a>(&'a self, run: RunId, step: &'a StepName) -> Answer<'a, Option<StepView>> {
-        Box::pin(self.step(run, step))
+        within(READ_MAX, self.step(run, step))
     }
 
     fn changes_after(&self, run: RunId, change: u64) -> Answer<'_, (Vec<(u64, Changed)>, bool)> {
-        Box::pin(self.changes_after(run, change))
+        within(READ_MAX, self.changes_after(run, change))
     }
 
     fn log_rows<'a>(&'a self, of: &'a Selection, from: u64, limit: u32) -> Answer<'a, Vec<StoredRow>> {
-        Box::pin(self.log_rows(of, from, limit))
+        within(READ_MAX, self.log_rows(of, from, limit))
     }
 
     fn row_of_line(&self, execution: ExecutionId, attempt: Attempt, line: u64) -> Answer<'_, Option<RowPlace>> {
-        Box::pin(self.row_of_line(execution, attempt, line))
+        within(READ_MAX, self.row_of_line(execution, attempt, line))
     }
 
     fn rows_before<'a>(&'a self, of: &'a Selection, before: u64, limit: u32) -> Answer<'a, Vec<RowPlace>> {
-        Box::pin(self.rows_before(of, before, limit))
+        within(READ_MAX, self.rows_before(of, before, limit))
     }
 
     fn chunks(&self, execution: ExecutionId, attempt: Attempt) -> Answer<'_, Vec<(u64, u64)>> {
-        Box::pin(self.chunks(execution, attempt))
+        within(READ_MAX, self.chunks(execution, attempt))
     }
 
     fn entries_of(&self, run: RunId) -> Answer<'_, Vec<Entry>> {
-        Box::pin(self.entries_of(run))
+        within(READ_MAX, self.entries_of(run))
     }
 
     fn outbox_rows(&self) -> Answer<'_, u64> {
-        Box::pin(self.outbox_rows())
+        within(READ_MAX, self.outbox_rows())
     }
 
-    fn answers(&self) -> Answer<'_, ()> {
-        Box::pin(async {
-            sqlx::query_as::<_, (i64,)>("SELECT epoch FROM epoch WHERE id = 1").fetch_one(&self.readers).await?;
-            Ok(())
-        })
+    fn answers(&self) -> Answer<'_, Option<String>> {
+        within(WRITE_MAX, self.answers())
     }
 
     fn close(&self) -> futures_util::future::BoxFuture<'_, ()> {

@@ -68,7 +68,7 @@ impl SqlStore {
     /// Whether a run is known, for the one writer: by its own connection, so that no number of readers
     /// makes it wait.
     pub(super) async fn is_known(&self, run: RunId) -> Result<bool, StoreError> {
-        let row: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM runs WHERE run = $1")
+        let row: Option<(i64,)> = sqlx::query_as("SELECT CAST(1 AS BIGINT) FROM runs WHERE run = $1")
             .bind(run.to_string())
             .fetch_optional(&self.writer)
             .await?;

@@ -33,7 +33,7 @@ impl SqlStore {
 async fn transaction(batch: &Batch, epoch: Epoch, connection: &mut Connection) -> Result<(), StoreError> {
     let mut transaction = connection.begin_with(BEGIN).await?;
     super::epoch::touch(&mut transaction, epoch).await?;
-    write(batch, &mut transaction).await?;
+    write(batch, epoch, &mut transaction).await?;
     // A run of ten thousand steps takes a while to write: whoever stands by and waited for the lock
     // must not find an epoch that looks lapsed.
     if batch.entries.len() + batch.steps.len() + batch.log_rows.len() > ROWS {
@@ -43,16 +43,22 @@ async fn transaction(batch: &Batch, epoch: Epoch, connection: &mut Connection) -
     Ok(())
 }
 
-async fn write(batch: &Batch, to: &mut Connection) -> Result<(), StoreError> {
-    insert(to, "INSERT INTO journal (seq, run, worker, at_ms, entry) ", "", &batch.entries, |mut values, row| {
-        let heard_of = match &row.entry {
-            Entry::Heard { worker, .. } => Some(worker.to_string()),
-            _ => None,
-        };
-        let run = row.entry.run().map(|run| run.to_string());
-        values.push_bind(sql(row.seq)).push_bind(run).push_bind(heard_of);
-        values.push_bind(sql(row.at_ms)).push_bind(to_json(&row.entry));
-    })
+async fn write(batch: &Batch, epoch: Epoch, to: &mut Connection) -> Result<(), StoreError> {
+    insert(
+        to,
+        "INSERT INTO journal (seq, run, worker, at_ms, entry, epoch) ",
+        "",
+        &batch.entries,
+        |mut values, row| {
+            let heard_of = match &row.entry {
+                Entry::Heard { worker, .. } => Some(worker.to_string()),
+                _ => None,
+            };
+            let run = row.entry.run().map(|run| run.to_string());
+            values.push_bind(sql(row.seq)).push_bind(run).push_bind(heard_of);
+            values.push_bind(sql(row.at_ms)).push_bind(to_json(&row.entry)).push_bind(sql(epoch.0));
+        },
+    )
     .await?;
     insert(
         to,
