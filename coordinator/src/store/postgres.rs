@@ -74,7 +74,7 @@ const READER_SESSION: &str = "SET idle_in_transaction_session_timeout = '60s'; S
 /// Where a Postgres is: `postgres://user:password@host:5432/database`, with sqlx's parameters (`sslmode=verify-full`,
 /// `sslrootcert=…`). It shows no password (promise 8).
 #[derive(Clone)]
-pub struct PostgresAddress(PgConnectOptions);
+pub struct PostgresAddress(Box<PgConnectOptions>);
 
 impl PostgresAddress {
     /// What can be shown of it.
@@ -107,7 +107,7 @@ impl FromStr for PostgresAddress {
         }
         let options: PgConnectOptions = text.parse().map_err(|_| "it is no address of a Postgres".to_owned())?;
         // A statement that took long would be warned of, however often.
-        Ok(Self(options.application_name("longshore coordinator").disable_statement_logging()))
+        Ok(Self(Box::new(options.application_name("longshore coordinator").disable_statement_logging())))
     }
 }
 
@@ -167,5 +167,5 @@ fn pool(address: &PostgresAddress, connections: u32, session: &'static str) -> P
         })
     });
     // Just released, and looked at by that: asking again before each use would cost a round trip.
-    options.test_before_acquire(false).connect_lazy_with(address.0.clone())
+    options.test_before_acquire(false).connect_lazy_with((*address.0).clone())
 }

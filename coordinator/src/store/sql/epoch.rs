@@ -55,7 +55,7 @@ impl SqlStore {
 }
 
 fn is_locked(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == LOCKED)
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == LOCKED)
 }
 
 /// P21: touching the row on condition of its epoch is what fences; a plain read would not.
