@@ -115,10 +115,11 @@ impl PostgresStore {
     /// Connects, and brings the tables up to date.
     pub async fn open(address: &PostgresAddress) -> Result<Self, StoreError> {
         let opening = async {
-            let mut connection = PgConnection::connect_with(&address.0).await?;
+            // Without the sessions' bounds: a change of tables takes as long as it takes.
+            let one = PgPoolOptions::new().max_connections(1).connect_with((*address.0).clone()).await?;
             // By an advisory lock, so that of two one waits for the other.
-            sqlx::migrate!("migrations/postgres").run(&mut connection).await?;
-            connection.close().await?;
+            sqlx::migrate!("migrations/postgres").run(&one).await?;
+            one.close().await;
             Ok::<_, StoreError>(())
         };
         let opened = tokio::time::timeout(MIGRATE_MAX, opening).await.unwrap_or(Err(StoreError::Silent(MIGRATE_MAX)));
