@@ -1,6 +1,6 @@
 //! Who leads, and that nobody else writes (P21).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use longshore_coordinator::store::StoreError;
@@ -49,6 +49,8 @@ pub async fn p21_an_epoch_that_is_not_renewed_lapses_by_the_stores_clock(place: 
     let (dead, heir) = (place.open().await, place.open().await);
     let epoch = dead.take_epoch("dead").await.unwrap().expect("nobody leads");
     place.pass(LAPSE / 2).await;
+    // What `pass` counts begins behind the renewal, whose answer may be late; where the clock is a real one, this counts too.
+    let begun = Instant::now();
     dead.renew_epoch(epoch).await.unwrap_or_else(|error| panic!("nobody else tried: {error}"));
     let mut passed = Duration::ZERO;
     let taken = loop {
@@ -59,8 +61,8 @@ pub async fn p21_an_epoch_that_is_not_renewed_lapses_by_the_stores_clock(place: 
         assert!(passed < LAPSE * 10, "it never lapses");
     };
     assert_eq!(taken, Epoch(2));
-    // What `pass` counts began a little after the renewal.
-    assert!(passed + LOOK * 2 >= LAPSE, "it lapsed after {passed:?}");
+    let passed = passed.max(begun.elapsed());
+    assert!(passed >= LAPSE, "it lapsed after {passed:?}");
 }
 
 /// P21: every kind of writing, and all at once. Frozen all that time, it goes on as if nothing had happened.
