@@ -129,10 +129,10 @@ impl SimStore {
 }
 
 impl Store for SimStore {
-    fn take_epoch<'a>(&'a self, _holder: &'a str) -> Answer<'a, Option<Epoch>> {
+    fn take_epoch<'a>(&'a self, holder: &'a str) -> Answer<'a, Option<Epoch>> {
         let who = self.process.as_ref().map_or("", |process| process.name());
         self.write(move |tables| {
-            let taken = tables.take_epoch(LAPSE_MS);
+            let taken = tables.take_epoch(holder, LAPSE_MS);
             if let Some(epoch) = taken {
                 self.database.world.note("epoch", epoch.0, || format!("{who} takes epoch {epoch}"));
             }
@@ -268,8 +268,8 @@ impl Store for SimStore {
         self.read(|tables| Ok(tables.outbox.len() as u64))
     }
 
-    fn answers(&self) -> Answer<'_, ()> {
-        self.read(|_| Ok(()))
+    fn answers(&self) -> Answer<'_, Option<String>> {
+        self.read(|tables| Ok(tables.holder(LAPSE_MS)))
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -61,6 +61,7 @@ pub struct Tables {
     epoch: u64,
     /// By the store's own clock; before it began for one that was released.
     renewed: Option<Instant>,
+    holder: String,
     pub journal: BTreeMap<u64, Committed>,
     pub runs: BTreeMap<RunId, RunLine>,
     steps: BTreeMap<(RunId, usize), (u64, StepView)>,
@@ -75,6 +76,7 @@ impl Tables {
         Self {
             epoch: 0,
             renewed: None,
+            holder: String::new(),
             journal: BTreeMap::new(),
             runs: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -85,11 +87,17 @@ impl Tables {
         }
     }
 
-    pub fn take_epoch(&mut self, lapse_ms: u64) -> Option<Epoch> {
-        let lapsed = self.renewed.is_none_or(|renewed| renewed.elapsed().as_millis() >= u128::from(lapse_ms));
-        if !lapsed {
+    /// Who leads, as the one said who took the epoch.
+    pub fn holder(&self, lapse_ms: u64) -> Option<String> {
+        let leads = self.renewed.is_some_and(|renewed| renewed.elapsed().as_millis() < u128::from(lapse_ms));
+        leads.then(|| self.holder.clone())
+    }
+
+    pub fn take_epoch(&mut self, holder: &str, lapse_ms: u64) -> Option<Epoch> {
+        if self.holder(lapse_ms).is_some() {
             return None;
         }
+        holder.clone_into(&mut self.holder);
         self.epoch += 1;
         self.renewed = Some(Instant::now());
         Some(Epoch(self.epoch))
