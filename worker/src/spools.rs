@@ -67,9 +67,7 @@ pub(crate) struct Share {
 
 impl Share {
     fn units_for(&self, bytes: u64) -> u32 {
-        let units = u32::try_from(bytes.saturating_sub(OWN_BYTES).div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
-        // More than there is at all would be waited for in vain, and hold up everybody.
-        units.min(self.of.units)
+        u32::try_from(bytes.saturating_sub(OWN_BYTES).div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
     }
 
     /// Makes room for so many bytes in all, if there is any and nobody waits for it.
@@ -85,7 +83,12 @@ impl Share {
     /// Waits in line for it. Of a step there is one that waits.
     pub(crate) async fn cover(&self, bytes: u64) {
         let _waiting = Waiting::begin(&self.of.waiting);
-        let more = self.units_for(bytes).saturating_sub(*self.lock());
+        let wanted = self.units_for(bytes);
+        if wanted > self.of.units {
+            // More than there is at all: in the line it would hold up everybody, in vain. What it gives back itself helps.
+            return std::future::pending().await;
+        }
+        let more = wanted.saturating_sub(*self.lock());
         // It is never closed. Meanwhile less may have come to be held: what is too much is given back with that.
         if let Ok(permits) = self.of.room.acquire_many(more).await {
             permits.forget();
@@ -158,7 +161,7 @@ mod tests {
         assert!(second.try_cover(OWN_BYTES + MIB) && !second.try_cover(OWN_BYTES + MIB + 1));
         drop(first);
         assert!(second.try_cover(OWN_BYTES + 4 * MIB));
-        assert!(second.try_cover(1 << 40), "one alone may have all of it, and waits by its own bound");
+        assert!(!second.try_cover(OWN_BYTES + 4 * MIB + 1), "one alone has all of it, and no more");
     }
 
     #[test]
@@ -180,5 +183,16 @@ mod tests {
         assert!(little.as_mut().now_or_never().is_some());
         drop((much, little));
         assert!(!shares[0].is_scarce());
+    }
+
+    #[test]
+    fn p15_who_wants_more_than_there_is_holds_nobody_up() {
+        let spools = Spools::of(2 * MIB);
+        let [greedy, other] = [spools.share(), spools.share()];
+        let mut in_vain = Box::pin(greedy.cover(OWN_BYTES + 3 * MIB));
+        assert!(in_vain.as_mut().now_or_never().is_none() && other.is_scarce());
+        assert!(other.try_cover(OWN_BYTES + 2 * MIB));
+        drop(in_vain);
+        assert!(!other.is_scarce());
     }
 }
