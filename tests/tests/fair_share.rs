@@ -10,7 +10,6 @@ use longshore_coordinator::api::types::RunEvent;
 use longshore_coordinator::core::view::{RunOutcome, RunView, StepPhase, StepView};
 use longshore_coordinator::{Coordinator, StateLocation, Tokens};
 use longshore_protocol::RunId;
-use longshore_protocol::broker::Broker as _;
 use longshore_protocol::broker::memory::MemoryBroker;
 use longshore_worker::engine::fake::FakeEngine;
 use longshore_worker::{BlobSource, Worker};
