@@ -22,7 +22,7 @@ use longshore_tests::{Fleet, Run, services};
 /// One step that prints for half a minute, and beside it some that follow each other: there is always an event, a line
 /// of output or a heartbeat on its way when the leader goes.
 const PIPELINE: &str = r#"
-name: over the gap
+name: over-the-gap
 defaults: {image: "longshore-test/busybox:latest"}
 steps:
   - name: long
