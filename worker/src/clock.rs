@@ -20,11 +20,11 @@ pub struct Boot(
 impl Boot {
     /// Now. Where tokio's time is paused, so is this.
     pub fn now() -> Self {
+        static FIRST: OnceLock<(Clock, Duration)> = OnceLock::new();
         #[cfg(feature = "simulated")]
         if let Some(ms) = longshore_protocol::process::simulated::boot_ms() {
             return Self(ms);
         }
-        static FIRST: OnceLock<(Clock, Duration)> = OnceLock::new();
         // Tokio counts by the monotonic clock unless a test has paused it. What the host slept is all that lacks there.
         let (first, at) = FIRST.get_or_init(|| (Clock::now(), read(ClockId::Monotonic)));
         let now = Instant::now().into_std();

@@ -65,15 +65,16 @@ pub(crate) struct Share {
     units: Mutex<u32>,
 }
 
-impl Share {
-    fn units_for(&self, bytes: u64) -> u32 {
-        u32::try_from(bytes.saturating_sub(OWN_BYTES).div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
-    }
+/// What so many bytes of one step take of the room.
+fn units_for(bytes: u64) -> u32 {
+    u32::try_from(bytes.saturating_sub(OWN_BYTES).div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+}
 
+impl Share {
     /// Makes room for so many bytes in all, if there is any and nobody waits for it.
     pub(crate) fn try_cover(&self, bytes: u64) -> bool {
         let mut units = self.lock();
-        let more = self.units_for(bytes).saturating_sub(*units);
+        let more = units_for(bytes).saturating_sub(*units);
         let Ok(permits) = self.of.room.try_acquire_many(more) else { return false };
         permits.forget();
         *units += more;
@@ -83,7 +84,7 @@ impl Share {
     /// Waits in line for it. Of a step there is one that waits.
     pub(crate) async fn cover(&self, bytes: u64) {
         let _waiting = Waiting::begin(&self.of.waiting);
-        let wanted = self.units_for(bytes);
+        let wanted = units_for(bytes);
         if wanted > self.of.units {
             // More than there is at all: in the line it would hold up everybody, in vain. What it gives back itself helps.
             return std::future::pending().await;
@@ -99,7 +100,7 @@ impl Share {
     /// No more than so many bytes are held now.
     pub(crate) fn shrink(&self, bytes: u64) {
         let mut units = self.lock();
-        let less = units.saturating_sub(self.units_for(bytes));
+        let less = units.saturating_sub(units_for(bytes));
         *units -= less;
         self.of.room.add_permits(less as usize);
     }
