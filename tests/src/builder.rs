@@ -124,15 +124,12 @@ impl FleetBuilder {
             (name, Member { docker, state, slots, metrics: free_address(), args, place, amqp, process: None })
         });
         let mut database = None;
-        let (prefix, amqp, address) = match self.pair {
-            Some(OfPair { prefix, amqp, address, database: theirs }) => {
-                database = Some(theirs);
-                (prefix, amqp, address)
-            }
-            None => {
-                let amqp = self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP"));
-                (free_prefix(), amqp, free_address())
-            }
+        let (prefix, amqp, address) = if let Some(OfPair { prefix, amqp, address, database: theirs }) = self.pair {
+            database = Some(theirs);
+            (prefix, amqp, address)
+        } else {
+            let amqp = self.amqp.unwrap_or_else(|| services::env("LONGSHORE_TEST_AMQP"));
+            (free_prefix(), amqp, free_address())
         };
         Fleet {
             prefix,

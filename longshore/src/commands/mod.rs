@@ -38,7 +38,7 @@ pub(crate) async fn carry_out(cli: Cli) -> Result<u8, Failure> {
         Command::Cancel(args) => cancel::run(&args, output).await,
         Command::Replay(args) => replay::run(&args, output).await,
         Command::Workers(args) => workers::run(&args, output).await,
-        Command::Doctor(args) => doctor::run(&args, output).await,
+        Command::Doctor(args) => Box::pin(doctor::run(&args, output)).await,
         Command::Coordinator(args) => Box::pin(coordinator::run(args)).await,
         Command::Worker(args) => Box::pin(worker::run(args)).await,
     }

@@ -23,7 +23,7 @@ use crate::stand::{self, IMAGE, INSIDE, Stand, said};
 const QUIET: usize = 50;
 
 /// A minute of noise.
-const NOISE: Duration = Duration::from_secs(60);
+const NOISE: Duration = Duration::from_mins(1);
 
 /// The quiet ones end one after the other while it lasts, so that each result is one among others' lines: from this
 /// many seconds after their start on, evenly.

@@ -75,10 +75,10 @@ impl Checker<'_> {
                 Entry::Dispatched { execution, .. } if self.settled.contains_key(execution) => {
                     self.wrong.push(format!("#{seq} {execution} is dispatched after it was settled (P11)"));
                 }
-                Entry::Settled { execution, outcome, .. } => {
-                    if self.settled.insert(*execution, outcome.clone()).is_some() {
-                        self.wrong.push(format!("#{seq} {execution} is settled twice (promise 1)"));
-                    }
+                Entry::Settled { execution, outcome, .. }
+                    if self.settled.insert(*execution, outcome.clone()).is_some() =>
+                {
+                    self.wrong.push(format!("#{seq} {execution} is settled twice (promise 1)"));
                 }
                 Entry::RunSettled { run, .. } if !verdicts.insert(*run) => {
                     self.wrong.push(format!("#{seq} {run} is settled twice (promise 1)"));
@@ -296,7 +296,8 @@ impl RunPlan {
         stdout.extend(lineage.into_iter().rev());
         stdout.extend((0..step.lines).map(|line| format!("{name} {line}\n")));
         stdout.extend([name.as_str(), " ends\n"]);
-        let stderr = (0..step.errors).map(|line| format!("{name} error {line}\n")).collect();
+        let errors: Vec<String> = (0..step.errors).map(|line| format!("{name} error {line}\n")).collect();
+        let stderr = errors.concat();
         Expected { stdout, stderr }
     }
 }

@@ -41,6 +41,7 @@ impl Dice {
     }
 
     /// A seed for somebody else's dice.
+    #[must_use]
     pub fn fork(&mut self) -> Self {
         Self(self.draw())
     }

@@ -69,7 +69,7 @@ pub fn carry_out_with(first: u64, schedules: u64, prepare: &(dyn Fn() + Sync)) -
                 let plan = Plan::thrown(seed);
                 let report = schedule::run(&plan, dir.path(), false);
                 let mut violations = report.violations.clone();
-                if seed % TWICE_EVERY == 0 {
+                if seed.is_multiple_of(TWICE_EVERY) {
                     let again = schedule::run(&plan, dir.path(), false);
                     if again.hash == report.hash {
                         total.twice += 1;

@@ -21,10 +21,10 @@ use crate::world::World;
 
 /// Once the world has healed, everything settles within this time: some leases, the fleet's retries with their backoffs,
 /// remakes of remakes, and the longest of commands in between.
-const SETTLES: Duration = Duration::from_secs(900);
+const SETTLES: Duration = Duration::from_mins(15);
 
 /// Once everything is settled, nothing is left within this time: some heartbeats, and what they are answered.
-const LEAVES: Duration = Duration::from_secs(180);
+const LEAVES: Duration = Duration::from_mins(3);
 
 /// Where nothing is wrong, a run that is cancelled is over within this time: a second and the grace of its steps.
 const CANCELLED: Duration = Duration::from_secs(12);

@@ -27,7 +27,7 @@ pub const LEASE_TICKS: u32 = 12;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// What a supervisor grants a worker that is gone (P17): longer than any host is down here.
-const ORPHAN: Duration = Duration::from_secs(60);
+const ORPHAN: Duration = Duration::from_mins(1);
 
 /// When the schedule begins by every clock on a wall.
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -132,7 +132,7 @@ impl Stage {
         });
     }
 
-    fn process<T>(&self, place: &Place<T>, name: String, worker: Option<usize>) -> Process {
+    fn process<T>(&self, place: &Place<T>, name: &str, worker: Option<usize>) -> Process {
         let start = {
             let mut starts = lock(&place.starts);
             *starts += 1;
@@ -160,7 +160,7 @@ impl Stage {
 
     fn start_coordinator(&self, which: usize) {
         let place = &self.0.coordinators[which];
-        let process = self.process(place, format!("coordinator-{which}"), None);
+        let process = self.process(place, &format!("coordinator-{which}"), None);
         let client = self.0.broker.client(Some(process.clone()));
         let shutdown = CancellationToken::new();
         let running =
@@ -199,7 +199,7 @@ impl Stage {
 
     fn start_worker(&self, which: usize) {
         let host = &self.0.hosts[which];
-        let process = self.process(&host.place, format!("worker-{which}"), Some(which));
+        let process = self.process(&host.place, &format!("worker-{which}"), Some(which));
         let client = self.0.broker.client(Some(process.clone()));
         let engine = host.engine.another();
         let shutdown = CancellationToken::new();

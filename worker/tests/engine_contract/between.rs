@@ -189,8 +189,8 @@ pub async fn p17_a_command_past_its_limit_is_ended_by_its_supervisor<E: Engine>(
     bench.clean().await;
 }
 
-fn lease(away: Duration, grace: Duration) -> Option<CommandLease> {
-    Some(CommandLease { dead_by: Boot::now().after(away), grace })
+fn lease(away: Duration, grace: Duration) -> CommandLease {
+    CommandLease { dead_by: Boot::now().after(away), grace }
 }
 
 /// P18: TERM before the end of its lease, and KILL at that.
@@ -201,7 +201,7 @@ pub async fn p18_a_command_is_ended_before_its_lease_is<E: Engine>(bench: Bench<
     ] {
         let mut spec = bench.spec(script);
         bench.create(&spec).await;
-        spec.command.lease = lease(Duration::from_millis(1500), Duration::from_millis(500));
+        spec.command.lease = Some(lease(Duration::from_millis(1500), Duration::from_millis(500)));
         let running = bench.start(&spec).await;
         let ran = timeout(PATIENCE, read(running)).await.expect("it is ended");
         let over = spec.command.lease.unwrap();
@@ -220,7 +220,7 @@ pub async fn p18_a_command_is_ended_before_its_lease_is<E: Engine>(bench: Bench<
 pub async fn p18_a_lease_is_extended_and_never_shortened<E: Engine>(bench: Bench<E>) {
     let mut spec = bench.spec("echo up; sleep 3; exit 4");
     bench.create(&spec).await;
-    spec.command.lease = lease(Duration::from_secs(2), Duration::from_secs(1));
+    spec.command.lease = Some(lease(Duration::from_secs(2), Duration::from_secs(1)));
     let running = bench.start(&spec).await;
     let first = spec.command.lease.unwrap().dead_by;
     for dead_by in [first.after(FOR_EVER), first, Boot(0)] {
@@ -234,7 +234,7 @@ pub async fn p18_a_lease_is_extended_and_never_shortened<E: Engine>(bench: Bench
 pub async fn p18_nothing_starts_behind_its_lease<E: Engine>(bench: Bench<E>) {
     let mut spec = bench.spec("echo never > /f");
     bench.create(&spec).await;
-    spec.command.lease = lease(Duration::from_secs(1), Duration::from_secs(2));
+    spec.command.lease = Some(lease(Duration::from_secs(1), Duration::from_secs(2)));
     assert!(bench.engine.start(&spec.name, &spec.command).await.is_err());
     assert_eq!(bench.run_in(&spec.name, "cat /f 2> /dev/null || echo nothing").await.text(), "nothing\n");
     bench.clean().await;

@@ -88,7 +88,7 @@ async fn p18_a_go_that_does_not_come_in_time_is_void() {
     let finished = fleet.finished().await;
     assert_eq!(finished.outcome, Outcome::infra(InfraStage::Claim, GO_VOID));
     // The claim is a moment older than its news.
-    assert!(began.elapsed() + Duration::from_secs(1) >= LEASE_MIN - VOID_BEFORE_END);
+    assert!(began.elapsed() + Duration::from_secs(1) >= LEASE_MIN.saturating_sub(VOID_BEFORE_END));
     fleet.control(&worker, go(&job)).await;
     fleet.has_containers(0).await;
     assert_eq!(fleet.engine.calls("start"), 0);
@@ -116,14 +116,14 @@ async fn p18_answered_heartbeats_keep_it_alive_and_nothing_else_does() {
     job.spec.grace_ms = 60_000;
     running(&mut fleet, &worker, &job).await;
     // Longer than it would live on its `go`.
-    answer(&mut fleet, &worker, &job, LEASE_MIN - DEAD_BEFORE_END + Duration::from_secs(1)).await;
+    answer(&mut fleet, &worker, &job, LEASE_MIN.saturating_sub(DEAD_BEFORE_END) + Duration::from_secs(1)).await;
     assert_eq!(fleet.heartbeat_where(|hb| hb.attempts.len() == 1).await.attempts[0].phase, Phase::Running);
     // The worker goes on to send them, and nobody answers.
     let began = Instant::now();
     let finished = fleet.finished().await;
     let lived = began.elapsed();
     assert!(matches!(&finished.outcome, Outcome::Infra { stage: InfraStage::Lease, .. }), "{}", finished.outcome);
-    let limit = LEASE_MIN - DEAD_BEFORE_END;
+    let limit = LEASE_MIN.saturating_sub(DEAD_BEFORE_END);
     assert!(lived + Duration::from_secs(1) >= limit && lived < LEASE_MIN, "{lived:?}");
     println!("unanswered, it was dead after {:.1} s of a lease of {} s", lived.as_secs_f64(), LEASE_MIN.as_secs());
     worker.stop().await;
@@ -132,7 +132,7 @@ async fn p18_answered_heartbeats_keep_it_alive_and_nothing_else_does() {
 #[tokio::test]
 async fn p18_it_is_refused_where_nobody_could_end_it_in_time() {
     for (direct, lease, word) in
-        [(true, LEASE_MIN, "longshore doctor"), (false, LEASE_MIN - Duration::from_secs(1), "--lease 15")]
+        [(true, LEASE_MIN, "longshore doctor"), (false, LEASE_MIN.saturating_sub(Duration::from_secs(1)), "--lease 15")]
     {
         let mut fleet = Fleet::with_lease(lease).await;
         fleet.direct = direct;
@@ -160,7 +160,7 @@ async fn p18_p10_an_adopted_one_goes_on_under_the_same_timer() {
     let worker = adopts(&mut fleet, &job, &Phase::Running).await;
     fleet.heartbeat_where(|hb| hb.incarnation == worker.incarnation).await;
     assert_eq!(fleet.engine.calls("extend"), before, "until somebody hears of it nothing is moved on");
-    answer(&mut fleet, &worker, &job, LEASE_MIN - DEAD_BEFORE_END + Duration::from_secs(1)).await;
+    answer(&mut fleet, &worker, &job, LEASE_MIN.saturating_sub(DEAD_BEFORE_END) + Duration::from_secs(1)).await;
     fleet.engine.raise("end");
     assert_eq!(fleet.finished().await.outcome, Outcome::Failed { exit: 3 });
     worker.stop().await;
@@ -175,7 +175,7 @@ async fn p18_p10_without_a_worker_it_ends_and_the_next_one_says_so() {
     worker.crash().await;
     let began = Instant::now();
     fleet.engine.ended(&the_container(&fleet)).await;
-    assert!(began.elapsed() < LEASE_MIN - DEAD_BEFORE_END);
+    assert!(began.elapsed() < LEASE_MIN.saturating_sub(DEAD_BEFORE_END));
     let worker = adopts(&mut fleet, &job, &Phase::Running).await;
     let finished = fleet.finished().await;
     assert!(matches!(finished.outcome, Outcome::Infra { stage: InfraStage::Lease, .. }), "it has not passed");

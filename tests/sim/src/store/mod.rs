@@ -54,7 +54,7 @@ pub struct SimStore {
 impl SimDatabase {
     /// An empty one.
     pub fn new(world: World) -> Self {
-        Self { tables: Arc::new(Mutex::new(Tables::new())), down: Arc::default(), world }
+        Self { tables: Arc::new(Mutex::new(Tables::default())), down: Arc::default(), world }
     }
 
     /// A process's; of nobody's that can be killed without one.

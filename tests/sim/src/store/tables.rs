@@ -56,7 +56,7 @@ struct RowLine {
 type LogKey = (ExecutionId, Attempt);
 
 /// Everything that is committed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tables {
     epoch: u64,
     /// By the store's own clock; before it began for one that was released.
@@ -72,21 +72,6 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn new() -> Self {
-        Self {
-            epoch: 0,
-            renewed: None,
-            holder: String::new(),
-            journal: BTreeMap::new(),
-            runs: BTreeMap::new(),
-            steps: BTreeMap::new(),
-            outbox: BTreeMap::new(),
-            logs: BTreeMap::new(),
-            rows: BTreeMap::new(),
-            chunks: BTreeMap::new(),
-        }
-    }
-
     /// Who leads, as the one said who took the epoch.
     pub fn holder(&self, lapse_ms: u64) -> Option<String> {
         let leads = self.renewed.is_some_and(|renewed| renewed.elapsed().as_millis() < u128::from(lapse_ms));
