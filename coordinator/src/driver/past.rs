@@ -21,17 +21,18 @@ pub struct Past {
 /// Reads it from the run's own store. `None`: its process ended before it had taken the run.
 pub async fn past(store_file: &Path, run: RunId, worker: &WorkerId) -> Result<Option<Past>, StoreError> {
     let store = SqliteStore::open_to_read(store_file)?;
-    let entries = store.entries_to_recall(run).await;
+    let read = tokio::try_join!(store.entries_of(run), store.journal_of_workers());
     store.close().await;
-    let (mut pipeline, mut last_start) = (None, 0);
-    for (_, entry) in entries? {
-        match entry {
-            Entry::Submitted { pipeline: submitted, .. } => pipeline = Some(*submitted),
-            Entry::Joined { worker: joined, incarnation, .. } if joined == *worker => {
-                last_start = last_start.max(incarnation.start);
-            }
-            _ => {}
-        }
-    }
+    let (of_run, of_workers) = read?;
+    let pipeline = of_run.into_iter().find_map(|entry| match entry {
+        Entry::Submitted { pipeline, .. } => Some(*pipeline),
+        _ => None,
+    });
+    // Also those after the run's last word: a sitting in which nothing was carried out had a start all the same.
+    let starts = of_workers.into_iter().filter_map(|row| match row.entry {
+        Entry::Joined { worker: joined, incarnation, .. } if joined == *worker => Some(incarnation.start),
+        _ => None,
+    });
+    let last_start = starts.max().unwrap_or(0);
     Ok(pipeline.map(|pipeline| Past { pipeline, last_start }))
 }

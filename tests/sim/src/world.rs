@@ -57,6 +57,9 @@ struct Inner {
 struct Known {
     /// When a worker's last heartbeat came into the queue.
     heard: BTreeMap<WorkerId, Instant>,
+    /// How long each had been silent when the last tick came into the queue: silence is counted in ticks, and what is
+    /// behind the last one in the queue cannot have been heard when that is counted.
+    silent: BTreeMap<WorkerId, Duration>,
     /// Attempts whose dispatch is committed, and those whose log is closed.
     dispatched: BTreeSet<(ExecutionId, Attempt)>,
     closed: BTreeSet<(ExecutionId, Attempt)>,
@@ -159,8 +162,16 @@ impl World {
     pub fn published(&self, message: &Outgoing) {
         let kind = message.to.exchange.rsplit('.').next();
         if kind == Some("heartbeats") {
-            if let Ok(HeartbeatMessage::Heartbeat(heartbeat)) = wire::decode(&message.body) {
-                lock(&self.0.known).heard.insert(heartbeat.worker, Instant::now());
+            let mut known = lock(&self.0.known);
+            match wire::decode(&message.body) {
+                Ok(HeartbeatMessage::Heartbeat(heartbeat)) => {
+                    known.heard.insert(heartbeat.worker, Instant::now());
+                }
+                Ok(HeartbeatMessage::Tick { .. }) => {
+                    known.silent =
+                        known.heard.iter().map(|(worker, heard)| (worker.clone(), heard.elapsed())).collect();
+                }
+                Err(_) => {}
             }
         } else if kind == Some("jobs") {
             let Ok(job) = wire::decode::<Job>(&message.body) else { return };
@@ -198,7 +209,7 @@ impl World {
                 known.over.insert(*run);
             }
             Entry::LeaseEnded { worker } => {
-                let silent = known.heard.get(worker).map(Instant::elapsed);
+                let silent = known.silent.get(worker).copied();
                 drop(known);
                 if let Some(silent) = silent.filter(|silent| *silent < lease) {
                     self.violated(format!(

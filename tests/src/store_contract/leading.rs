@@ -1,6 +1,6 @@
 //! Who leads, and that nobody else writes (P21).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use longshore_coordinator::store::StoreError;
@@ -8,6 +8,7 @@ use longshore_coordinator::store::batch::Batch;
 use longshore_coordinator::store::epoch::LAPSE_MS;
 use longshore_coordinator::store::recover::Counters;
 use longshore_protocol::Epoch;
+use tokio::time::Instant;
 
 use super::Place;
 use super::rows::{entries, heard, message};
@@ -49,7 +50,7 @@ pub async fn p21_an_epoch_that_is_not_renewed_lapses_by_the_stores_clock(place: 
     let (dead, heir) = (place.open().await, place.open().await);
     let epoch = dead.take_epoch("dead").await.unwrap().expect("nobody leads");
     place.pass(LAPSE / 2).await;
-    // What `pass` counts begins behind the renewal, whose answer may be late; where the clock is a real one, this counts too.
+    // What `pass` counts begins behind the renewal, whose answer may be late; this counts that too, on a clock that is moved on as well.
     let begun = Instant::now();
     dead.renew_epoch(epoch).await.unwrap_or_else(|error| panic!("nobody else tried: {error}"));
     let mut passed = Duration::ZERO;

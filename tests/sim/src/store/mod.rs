@@ -158,12 +158,13 @@ impl Store for SimStore {
             if !breach::is(Breach::EpochNotChecked) {
                 tables.touch(epoch)?;
             }
+            tables.write(epoch, batch)?;
             for row in &batch.entries {
                 // Two ticks of grace: one that was under way, and one that is being counted.
                 self.database.world.committed(&row.entry, Duration::from_secs(u64::from(LEASE_TICKS) - 2));
                 self.database.world.note("entry", row.seq, || format!("epoch {epoch} #{} {:?}", row.seq, row.entry));
             }
-            tables.write(epoch, batch)
+            Ok(())
         })
         .boxed()
     }

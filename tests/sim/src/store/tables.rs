@@ -109,6 +109,9 @@ impl Tables {
         if let Some(row) = taken.filter(|_| by == epoch) {
             return Err(StoreError::Failed(format!("the journal has {} already", row.seq).into()));
         }
+        if let Some(row) = batch.outbox.iter().find(|row| self.outbox.contains_key(&row.id)).filter(|_| by == epoch) {
+            return Err(StoreError::Failed(format!("the outbox has {} already", row.id).into()));
+        }
         for row in &batch.entries {
             self.journal.insert(row.seq, Committed { at_ms: row.at_ms, entry: row.entry.clone(), by, epoch });
         }
