@@ -57,9 +57,10 @@ struct Inner {
 struct Known {
     /// When a worker's last heartbeat came into the queue.
     heard: BTreeMap<WorkerId, Instant>,
-    /// How long each had been silent when the last tick came into the queue: silence is counted in ticks, and what is
-    /// behind the last one in the queue cannot have been heard when that is counted.
-    silent: BTreeMap<WorkerId, Duration>,
+    /// How long each had been silent when the last two ticks came into the queue: silence is counted in ticks, and what
+    /// is behind one in the queue has not been heard when that one is counted. The last but one, because the next is
+    /// on its way before what follows from it is committed.
+    silent: [BTreeMap<WorkerId, Duration>; 2],
     /// Attempts whose dispatch is committed, and those whose log is closed.
     dispatched: BTreeSet<(ExecutionId, Attempt)>,
     closed: BTreeSet<(ExecutionId, Attempt)>,
@@ -168,8 +169,10 @@ impl World {
                     known.heard.insert(heartbeat.worker, Instant::now());
                 }
                 Ok(HeartbeatMessage::Tick { .. }) => {
-                    known.silent =
-                        known.heard.iter().map(|(worker, heard)| (worker.clone(), heard.elapsed())).collect();
+                    let heard = known.heard.iter();
+                    let silent: BTreeMap<_, _> =
+                        heard.map(|(worker, heard)| (worker.clone(), heard.elapsed())).collect();
+                    known.silent = [std::mem::take(&mut known.silent[1]), silent];
                 }
                 Err(_) => {}
             }
@@ -209,7 +212,7 @@ impl World {
                 known.over.insert(*run);
             }
             Entry::LeaseEnded { worker } => {
-                let silent = known.silent.get(worker).copied();
+                let silent = known.silent.iter().filter_map(|silent| silent.get(worker)).max().copied();
                 drop(known);
                 if let Some(silent) = silent.filter(|silent| *silent < lease) {
                     self.violated(format!(
