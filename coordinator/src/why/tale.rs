@@ -498,11 +498,10 @@ impl<'a> Tale<'a> {
             "it has no rule to try it again".to_owned()
         } else if !rule.covers(failure) {
             "its rule does not try it again after that".to_owned()
+        } else if rule.max == 1 {
+            "its rule's one retry is used up".to_owned()
         } else {
-            format!(
-                "its rule's {} are used up",
-                if rule.max == 1 { "one retry".to_owned() } else { format!("{} retries", rule.max) }
-            )
+            format!("its rule's {} retries are used up", rule.max)
         }
     }
 }

@@ -46,7 +46,7 @@ fn a_step_that_was_tried_again_tells_whose_fault_each_end_was() {
     assert!(retried[0].starts_with("the fleet tries it again (once), after a wait of "), "{retried:?}");
     let others = ["another worker is asked, charged to nobody", "its own rule has it tried again (1 of 1)"];
     assert_eq!(retried[1..], others);
-    assert_eq!(of(&why, About::Settled), ["it failed with exit status 1; its rule's one retry are used up"]);
+    assert_eq!(of(&why, About::Settled), ["it failed with exit status 1; its rule's one retry is used up"]);
     assert!(why.now.is_empty());
 }
 
