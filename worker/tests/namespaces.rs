@@ -142,8 +142,11 @@ fn sh(script: &str) -> CommandSpec {
     }
 }
 
-/// Serves one connection and takes it, both over before the script goes on.
-const SERVE: &str = "nc -l -p 99 > /got & until echo sent | nc 127.0.0.1 99 2>/dev/null; do :; done; wait; cat /got";
+/// Serves one connection and takes it, both over before the script goes on. The server has nothing to say and closes at
+/// once, which is what leaves a TIME_WAIT at its port; a client that sees that before it has read its own input sends
+/// nothing, and is served again.
+const SERVE: &str = "rm -f /got; until [ -s /got ]; do nc -l -p 99 > /got & \
+                     until echo sent | nc 127.0.0.1 99 2>/dev/null; do :; done; wait; done; cat /got";
 
 #[tokio::test]
 async fn one_container_at_a_time_has_a_namespace_and_the_next_finds_it_as_new() {
