@@ -143,7 +143,7 @@ fn sh(script: &str) -> CommandSpec {
 }
 
 /// Serves one connection and takes it, both over before the script goes on. The server has nothing to say and closes at
-/// once, which is what leaves a TIME_WAIT at its port; a client that sees that before it has read its own input sends
+/// once, which is what leaves a `TIME_WAIT` at its port; a client that sees that before it has read its own input sends
 /// nothing, and is served again.
 const SERVE: &str = "rm -f /got; until [ -s /got ]; do nc -l -p 99 > /got & \
                      until echo sent | nc 127.0.0.1 99 2>/dev/null; do :; done; wait; done; cat /got";
