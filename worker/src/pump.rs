@@ -50,10 +50,16 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
     let mut place = Place::default();
     let mut index = vec![Place::default()];
     let mut asked = 0;
+    let mut heard = (Offsets::default(), 0);
+    let mut patience = ASK_AFTER;
     // One batch is on its way while the next one is read and encoded. Not two: batches have no order among them.
     let mut on_its_way: Option<BoxFuture<'_, bool>> = None;
     loop {
         let now: Spooled = *spooled.borrow_and_update();
+        if (now.stored, now.asked) != heard {
+            heard = (now.stored, now.asked);
+            patience = ASK_AFTER;
+        }
         // The first place of the index is never behind what is stored.
         let stored = index.iter().rposition(|known| is_before(known, now.stored)).unwrap_or_default();
         // What is stored is not sent again; and what is given back is not read.
@@ -74,12 +80,12 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
             let goes_on = match (on_its_way.take(), &reader) {
                 (Some(batch), _) => batch.await,
                 (None, Some(file)) if is_shut || (now.full && scarce) => {
-                    let silent = if is_shut { context.config.lease } else { ASK_AFTER };
+                    let silent = if is_shut { context.config.lease } else { patience };
                     match opened(context, &mut spooled, room(attempt, scarce), silent).await {
                         Window::Open => true,
                         Window::Silent => {
-                            let file = Arc::clone(file);
-                            let again = read(context, attempt, file, &mut index[stored].clone(), now).await?;
+                            patience = (patience * 2).min(context.config.lease);
+                            let again = first_unstored(context, attempt, file, index[stored], now).await?;
                             again.is_empty() || until_confirmed(context, again, "output").await
                         }
                         Window::Over => false,
@@ -139,6 +145,23 @@ async fn read<B: Broker, E: Engine>(
     Ok(messages(context, attempt, wanted))
 }
 
+/// The first message of what is not stored yet; none if all of it is. The index is coarse: what stands behind its place
+/// may be stored for longer than one read.
+async fn first_unstored<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    attempt: &Handle,
+    file: &Arc<File>,
+    mut place: Place,
+    now: Spooled,
+) -> io::Result<Vec<Outgoing>> {
+    let mut batch = Vec::new();
+    while batch.is_empty() && place.position < now.bytes {
+        batch = read(context, attempt, Arc::clone(file), &mut place, now).await?;
+    }
+    batch.truncate(1);
+    Ok(batch)
+}
+
 /// Waits for more. `false` when there will be none, because the worker drains and everything is sent.
 async fn changed<B: Broker, E: Engine>(
     context: &Context<B, E>,
@@ -157,7 +180,7 @@ async fn changed<B: Broker, E: Engine>(
 enum Window {
     /// Something changed.
     Open,
-    /// Nothing was heard for long: perhaps what was sent is lost, with its queue for example. One batch of it is sent
+    /// Nothing was heard for long: perhaps what was sent is lost, with its queue for example. One message of it is sent
     /// again, and the answer says what is stored. Not all of it: perhaps nobody is there, and the broker keeps it.
     Silent,
     /// The worker has no more time for it.
@@ -165,7 +188,8 @@ enum Window {
 }
 
 /// How long a step that waits for room goes without hearing how much of what it sent is stored: less than it is told of
-/// by itself may be all that it has.
+/// by itself may be all that it has. It doubles, up to the lease, until something is heard: while nobody is there, the
+/// broker keeps whatever asks.
 const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// Until somebody begins to wait for room, if nobody did: then what can be given back is worth an fsync.

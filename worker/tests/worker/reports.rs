@@ -1,7 +1,7 @@
 //! P7, P9, P11, P14, P15, P16: what a worker says, and in which order.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Phase};
@@ -242,6 +242,50 @@ async fn p15_what_is_never_answered_is_sent_again() {
     let stored = Offsets { stdout: again.last().unwrap().end(), stderr: 0 };
     fleet.control(&worker, Control::Resend { claim: claim(&job), stored }).await;
     fleet.control(&worker, Control::Stored { claim: claim(&job), stored: finished.output }).await;
+    worker.stop().await;
+}
+
+/// The places that the sender remembers are further apart than what it reads at once.
+#[tokio::test]
+async fn p15_what_is_never_answered_is_sent_again_from_wherever_it_is_stored() {
+    let mut fleet = Fleet::with_lease(Duration::from_millis(200)).await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "head -c 20000000 /dev/zero");
+    fleet.carry_out(&job).await;
+    let mut sent = 0;
+    for stdout in [700_000, 1_400_000, 2_100_000, 2_800_000] {
+        let stored = Offsets { stdout, stderr: 0 };
+        fleet.control(&worker, Control::Stored { claim: claim(&job), stored }).await;
+        loop {
+            let runs = fleet.output().await.runs;
+            if runs[0].offset == stdout && sent > stdout {
+                break;
+            }
+            sent = sent.max(runs.last().unwrap().end());
+        }
+    }
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p15_a_step_that_waits_for_room_asks_for_less_and_less_while_nobody_answers() {
+    let mut fleet = Fleet::new().await;
+    fleet.spools_bytes_max = Some(0);
+    let (worker, _) = fleet.started().await;
+    let noisy = fleet.job("a", "head -c 30000000 /dev/zero");
+    fleet.running(&noisy).await;
+    fleet.heartbeat_where(|hb| hb.full == [claim(&noisy)]).await;
+    let (mut sent, mut asked) = (0, Vec::new());
+    while asked.len() < 2 {
+        let runs = fleet.output().await.runs;
+        if runs[0].offset < sent {
+            assert_eq!(runs[0].offset, 0, "one message each time");
+            asked.push(Instant::now());
+        }
+        sent = sent.max(runs.last().unwrap().end());
+    }
+    let between = asked[1] - asked[0];
+    assert!(between >= Duration::from_millis(1900), "{between:?}");
     worker.stop().await;
 }
 
