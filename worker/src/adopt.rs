@@ -89,10 +89,15 @@ async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (O
         (Ok(Adopted::Idle), Some(taken), None) if !open.running => ("taken", Entrance::Taken(taken)),
         // Nothing was started in it, and it is nobody else's: made anew, whatever was in it.
         (Ok(Adopted::Idle) | Err(_), None, None) if !open.running => {
-            tidy::remove(context, container).await;
-            ("prepared_again", Entrance::Prepare)
+            if tidy::remove(context, container).await || !open.job.spec.exclusive {
+                ("prepared_again", Entrance::Prepare)
+            } else {
+                // P18: the crash may have come between its command's start and the record of that.
+                let reason = "what it had begun before the worker's restart could not be removed".to_owned();
+                ("lost", Entrance::Lost { taken: None, reason })
+            }
         }
-        (answer, ..) => {
+        (answer, taken, _) => {
             let reason = match answer {
                 Err(EngineError::Gone { .. }) => "its container did not outlive the worker's restart".to_owned(),
                 Err(error) => format!("its container could not be taken up again: {error}"),
@@ -101,7 +106,7 @@ async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (O
             tracing::warn!(attempt = %fence, reason, "lost over a restart");
             // P11: before that is told.
             tidy::remove(context, container).await;
-            ("lost", Entrance::Lost { reason })
+            ("lost", Entrance::Lost { taken, reason })
         }
     };
     metrics::counter!(ADOPTED, "what" => what).increment(1);

@@ -74,7 +74,11 @@ pub(crate) enum Entrance {
         ended: Ended,
     },
     /// P10: its container did not outlive the worker's restart.
-    Lost { reason: String },
+    Lost {
+        /// The container that it took, if it did not make its own.
+        taken: Option<Box<Parked>>,
+        reason: String,
+    },
 }
 
 /// How it ended, and what is left of it.
@@ -219,7 +223,10 @@ async fn run<B: Broker, E: Engine>(context: &Context<B, E>, task: &mut Task, ent
             task.ran(Duration::from_millis(exec_ms));
             End { usage, ..End::of(outcome) }
         }
-        Entrance::Lost { reason } => {
+        Entrance::Lost { taken, reason } => {
+            if let Some(taken) = &taken {
+                task.go_on_in(taken);
+            }
             task.note(&reason).await;
             // It was removed, if the Engine answered.
             return End { may_run: task.job.spec.exclusive, ..End::infra(InfraStage::Exec, reason) };
@@ -232,11 +239,12 @@ fn container_of(entrance: &Entrance) -> Option<ContainerName> {
     match entrance {
         Entrance::Taken(taken)
         | Entrance::Running { taken: Some(taken), .. }
+        | Entrance::Lost { taken: Some(taken), .. }
         | Entrance::Ended { taken: Some(taken), .. } => Some(taken.container.clone()),
         Entrance::Prepare
         | Entrance::Running { taken: None, .. }
         | Entrance::Ended { taken: None, .. }
-        | Entrance::Lost { .. } => None,
+        | Entrance::Lost { taken: None, .. } => None,
     }
 }
 

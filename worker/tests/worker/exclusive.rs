@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Phase};
-use longshore_protocol::job::Job;
+use longshore_protocol::job::{Job, Keep};
 use longshore_protocol::lease::{DEAD_BEFORE_END, LEASE_MIN, VOID_BEFORE_END};
 use longshore_protocol::outcome::{CancelledBy, GO_VOID};
 use longshore_protocol::{Attempt, InfraStage, Outcome};
@@ -199,16 +199,59 @@ async fn p18_p10_what_was_not_started_asks_anew() {
     worker.stop().await;
 }
 
+/// The Engine's next answers to these are no.
+fn refuses(fleet: &Fleet, operations: &[&'static str]) {
+    for operation in operations {
+        let reason = "a driver's bad day".to_owned();
+        fleet.engine.fail_next(operation, EngineError::Refused { operation: "stop", status: 400, reason });
+    }
+}
+
+/// The crash may have come between its start and the record of that.
+#[tokio::test]
+async fn p18_p10_what_cannot_be_removed_is_not_prepared_again() {
+    let mut fleet = Fleet::with_lease(LEASE_MIN).await;
+    let (worker, _) = fleet.started().await;
+    let job = exclusive(&fleet, "true");
+    accepted(&mut fleet, &job).await;
+    fleet.has_containers(1).await;
+    worker.crash().await;
+    refuses(&fleet, &["adopt", "destroy"]);
+    let worker = adopts(&mut fleet, &job, &Phase::Preparing).await;
+    fleet.control(&worker, go(&job)).await;
+    let finished = fleet.finished().await;
+    assert!(matches!(finished.outcome, Outcome::Infra { stage: InfraStage::Exec, .. }), "{}", finished.outcome);
+    assert!(fleet.containers().await.is_empty(), "P11: before its end is told");
+    assert_eq!((fleet.engine.calls("create"), fleet.engine.calls("start")), (1, 0));
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn p18_p10_one_that_is_lost_in_a_container_that_it_took_is_removed_before_that_is_told() {
+    let mut fleet = Fleet::with_lease(LEASE_MIN).await;
+    let (worker, _) = fleet.started().await;
+    let parent = fleet.carry_out(&Job { keep: Keep::Live, ..fleet.job("parent", "true") }).await;
+    let mut job = fleet.child("a", "sleep 1000", &parent);
+    job.spec.exclusive = true;
+    running(&mut fleet, &worker, &job).await;
+    let container = the_container(&fleet);
+    worker.crash().await;
+    // By who takes over, and by the sweep.
+    refuses(&fleet, &["adopt", "destroy", "destroy"]);
+    let (worker, _) = fleet.started().await;
+    let finished = fleet.finished_of(&claim(&job)).await;
+    assert!(matches!(finished.outcome, Outcome::Infra { stage: InfraStage::Exec, .. }), "{}", finished.outcome);
+    assert!(!fleet.engine.is_alive(&container), "P11: before its end is told");
+    worker.stop().await;
+}
+
 #[tokio::test]
 async fn p18_p11_its_end_is_not_told_before_it_is_sure() {
     let mut fleet = Fleet::with_lease(LEASE_MIN).await;
     let (worker, _) = fleet.started().await;
     let job = exclusive(&fleet, "sleep 1000");
     running(&mut fleet, &worker, &job).await;
-    for operation in ["stop", "destroy"] {
-        let reason = "a driver's bad day".to_owned();
-        fleet.engine.fail_next(operation, EngineError::Refused { operation: "stop", status: 400, reason });
-    }
+    refuses(&fleet, &["stop", "destroy"]);
     let began = Instant::now();
     fleet.control(&worker, Control::Cancel { claim: claim(&job), by: CancelledBy::User }).await;
     let container = the_container(&fleet);
