@@ -13,6 +13,7 @@ use longshore_tests::process::within_patience;
 use longshore_tests::{Fleet, FleetBuilder};
 
 use crate::load::{self, Load};
+use crate::recovery::Recovery;
 use crate::stand::Stand;
 use crate::table::Told;
 
@@ -42,7 +43,7 @@ pub(crate) struct Scene {
     /// Whether the loads' steps leave files to one another.
     pub(crate) files: bool,
     loads: Vec<(RunId, Load)>,
-    recovered_secs: Option<f64>,
+    recovered: Option<Recovery>,
     proofs: Vec<String>,
 }
 
@@ -83,7 +84,7 @@ impl Scene {
     pub(crate) async fn fresh(stand: Stand, mut fleet: Fleet) -> Self {
         fleet.start().await;
         let (ids, loads, proofs) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let mut scene = Self { stand, fleet, ids, files: true, loads, recovered_secs: None, proofs };
+        let mut scene = Self { stand, fleet, ids, files: true, loads, recovered: None, proofs };
         for name in NAMES {
             scene.ids.insert(name, scene.fleet.worker_id(name).await);
         }
@@ -138,7 +139,7 @@ impl Scene {
 
     /// It took so long since then until all was well again.
     pub(crate) fn recovered_since(&mut self, then: Instant) {
-        self.recovered_secs = Some(then.elapsed().as_secs_f64());
+        self.recovered = Some(Recovery::since(then));
     }
 
     /// Waits until a step, submitted now, runs; and has then recovered.
@@ -186,7 +187,7 @@ impl Scene {
     /// One more load, on a fleet that is whole again; then counts, checks, and takes everything down.
     pub(crate) async fn ends(mut self) -> Told {
         self.load(1).await;
-        let mut told = Told { recovered_secs: self.recovered_secs, proof: self.proofs.join("; "), ..Told::default() };
+        let mut told = Told { recovered: self.recovered, proof: self.proofs.join("; "), ..Told::default() };
         for (run, load) in &self.loads {
             let view = self.settles(*run).await;
             for step in &view.steps {
