@@ -54,10 +54,11 @@ fn machine() -> String {
     let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let kernel = read("/proc/sys/kernel/osrelease");
-    let broker = run_command("dpkg-query", &["-W", "-f", "${Version}", "rabbitmq-server"]);
+    let version = |package| run_command("dpkg-query", &["-W", "-f", "${Version}", package]);
+    let (broker, store) = (version("rabbitmq-server"), version("postgresql"));
     let engine = run_command("dockerd", &["--version"]);
     format!(
-        "{cores} cores of {}, Linux {}; RabbitMQ {broker}; {}",
+        "{cores} cores of {}, Linux {}; RabbitMQ {broker}; Postgres {store}; {}",
         model.map_or("an unknown processor", |(_, model)| model),
         kernel.trim(),
         engine.trim(),
