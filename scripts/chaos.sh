@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A fleet under faults, on the real thing: RabbitMQ, two Docker Engines, coordinators
-# and workers of this run's own. Prints a table of what each fault cost and the proof
-# that it bit; once every row has passed, their last results are docs/chaos.md.
+# A fleet under faults, on the real thing: RabbitMQ, Postgres, two Docker Engines,
+# coordinators and workers of this run's own. Prints a table of what each fault cost and
+# the proof that it bit; once every row has passed, their last results are docs/chaos.md.
 #
 #   chaos.sh [ROW,...]
 #   chaos.sh --list
@@ -47,8 +47,8 @@ inside() {
     trap finish EXIT
     trap 'exit 130' INT TERM HUP
     ip link set lo up
-    say "RabbitMQ and two Docker Engines of this run's own, in $services"
-    "$root/scripts/services.sh" up "$services" --only rabbitmq,docker-1,docker-2 --reachable --while $$ 8>&-
+    say "RabbitMQ, Postgres and two Docker Engines of this run's own, in $services"
+    "$root/scripts/services.sh" up "$services" --only rabbitmq,postgres,docker-1,docker-2 --reachable --while $$ 8>&-
     set -a
     # shellcheck source=/dev/null
     . "$services/env"

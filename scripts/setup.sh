@@ -4,7 +4,7 @@
 #
 #   setup.sh demo    an engine, a broker, and what builds a base image
 #   setup.sh test    that, an image registry, prometheus, postgres, and helm
-#   setup.sh chaos   what demo needs
+#   setup.sh chaos   what demo needs, and postgres
 #   setup.sh bench   what demo needs, Python with venv, and perf
 #   setup.sh lint    rustfmt, clippy, shellcheck, cargo-deny
 set -euo pipefail
@@ -37,10 +37,10 @@ have xz             | xz-utils
 have bzip2          | bzip2
 have curl           | curl
 END
+    if [ "$1" = test ] || [ "$1" = chaos ]; then echo 'have_postgres       | postgresql'; fi
     if [ "$1" = test ]; then cat <<'END'
 have docker-registry| docker-registry
 have prometheus     | prometheus
-have_postgres       | postgresql
 END
     fi
     if [ "$1" = bench ]; then cat <<'END'

@@ -13,6 +13,7 @@ mod disk;
 mod load;
 mod net;
 mod page;
+mod recovery;
 mod report;
 mod rows;
 mod scene;

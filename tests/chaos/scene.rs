@@ -9,10 +9,12 @@ use longshore_protocol::broker::amqp::AmqpBroker;
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{PoolName, RunId, Shard, WorkerId};
 use longshore_tests::engine::{is_holder, named};
+use longshore_tests::pair::Pair;
 use longshore_tests::process::within_patience;
 use longshore_tests::{Fleet, FleetBuilder};
 
 use crate::load::{self, Load};
+use crate::recovery::Recovery;
 use crate::stand::Stand;
 use crate::table::Told;
 
@@ -25,8 +27,8 @@ const SLOTS: u32 = 6;
 /// As in production. Rows that measure how long a dead worker is missed have it.
 pub(crate) const LEASE_SECS: u32 = 30;
 
-/// Of the rows that wait for a lease's end and measure something else.
-pub(crate) const SHORT_LEASE_SECS: u32 = 10;
+/// Of the rows that wait for a lease's end and measure something else: as in all other tests.
+pub(crate) const SHORT_LEASE_SECS: u32 = longshore_tests::builder::LEASE_SECS;
 
 /// Longest that a load may take beyond its own time: three tries of everything on a machine that compiles meanwhile.
 const LOAD_PATIENCE: Duration = Duration::from_mins(5);
@@ -38,11 +40,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) struct Scene {
     pub(crate) stand: Stand,
     pub(crate) fleet: Fleet,
+    /// Its coordinators, where it has two.
+    pair: Option<Pair>,
     ids: BTreeMap<&'static str, WorkerId>,
     /// Whether the loads' steps leave files to one another.
     pub(crate) files: bool,
     loads: Vec<(RunId, Load)>,
-    recovered_secs: Option<f64>,
+    recovered: Option<Recovery>,
     proofs: Vec<String>,
 }
 
@@ -51,6 +55,13 @@ impl Scene {
     pub(crate) async fn start(stand: Stand, lease_secs: u32) -> Self {
         let fleet = Self::fleet(&stand, lease_secs, &[]);
         Self::of(stand, fleet.prepare()).await
+    }
+
+    /// One with two coordinators, of which one leads and one stands by.
+    pub(crate) async fn start_with_two_coordinators(stand: Stand) -> Self {
+        let pair = Pair::start().await;
+        let fleet = Self::fleet(&stand, SHORT_LEASE_SECS, &[]).coordinated_by(&pair);
+        Self { pair: Some(pair), ..Self::of(stand, fleet.prepare()).await }
     }
 
     /// A coordinator and a worker beside each Engine, where its packets can be dropped.
@@ -83,7 +94,8 @@ impl Scene {
     pub(crate) async fn fresh(stand: Stand, mut fleet: Fleet) -> Self {
         fleet.start().await;
         let (ids, loads, proofs) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let mut scene = Self { stand, fleet, ids, files: true, loads, recovered_secs: None, proofs };
+        let (pair, recovered) = (None, None);
+        let mut scene = Self { stand, fleet, pair, ids, files: true, loads, recovered, proofs };
         for name in NAMES {
             scene.ids.insert(name, scene.fleet.worker_id(name).await);
         }
@@ -124,6 +136,14 @@ impl Scene {
         self.fleet.follow(run).settles_within(patience, RunOutcome::Passed).await
     }
 
+    /// Its coordinators, of a row that started with two.
+    ///
+    /// # Panics
+    /// If it did not.
+    pub(crate) fn pair(&mut self) -> &mut Pair {
+        self.pair.as_mut().expect("this row has two coordinators")
+    }
+
     // ---- what was seen ----------------------------------------------------------------------
 
     /// The fault bit: in words, for the table's last column.
@@ -138,17 +158,23 @@ impl Scene {
 
     /// It took so long since then until all was well again.
     pub(crate) fn recovered_since(&mut self, then: Instant) {
-        self.recovered_secs = Some(then.elapsed().as_secs_f64());
+        self.recovered = Some(Recovery::since(then));
     }
 
     /// Waits until a step, submitted now, runs; and has then recovered.
     pub(crate) async fn recovers_with_a_new_run(&mut self, since: Instant) {
+        self.until_a_new_run_starts(since).await;
+        self.recovered_since(since);
+    }
+
+    /// Waits until a step, submitted now, runs. How many seconds after that moment it does.
+    pub(crate) async fn until_a_new_run_starts(&mut self, since: Instant) -> f64 {
         let probe = self.load(1).await;
         let started = |view: &RunView| {
             view.steps.iter().any(|step| step.attempts.iter().any(|attempt| attempt.started_at_ms.is_some()))
         };
         self.fleet.follow(probe).until("a step of a new run has started", started).await;
-        self.recovered_since(since);
+        since.elapsed().as_secs_f64()
     }
 
     /// A worker, as the coordinator sees it.
@@ -186,7 +212,7 @@ impl Scene {
     /// One more load, on a fleet that is whole again; then counts, checks, and takes everything down.
     pub(crate) async fn ends(mut self) -> Told {
         self.load(1).await;
-        let mut told = Told { recovered_secs: self.recovered_secs, proof: self.proofs.join("; "), ..Told::default() };
+        let mut told = Told { recovered: self.recovered, proof: self.proofs.join("; "), ..Told::default() };
         for (run, load) in &self.loads {
             let view = self.settles(*run).await;
             for step in &view.steps {
@@ -203,6 +229,8 @@ impl Scene {
         told.left = self.containers_left().await;
         let (amqp, topology, ids) = (self.stand.amqp.clone(), self.topology(), self.ids.clone());
         self.fleet.checks_out().await;
+        // Who lives makes queues anew.
+        drop(self.pair);
         forget_queues(&amqp, &topology, ids.values()).await;
         told
     }

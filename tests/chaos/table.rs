@@ -6,11 +6,8 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinError;
 
+use crate::recovery::{LENIENCE, Recovery};
 use crate::rows::{Again, Row};
-
-/// Figures are judged, but a row only fails beyond so many times the limit: the machine may do something else meanwhile.
-/// Counts are exact.
-const LENIENCE: f64 = 10.0;
 
 /// Of a failure's words in the table: all of them stand above it.
 const FAILURE_CHARS_MAX: usize = 100;
@@ -26,8 +23,8 @@ pub(crate) struct Told {
     pub(crate) lost: usize,
     /// Containers.
     pub(crate) left: usize,
-    /// Seconds from the fault's end, or from the fault where nobody mends it, until all was well.
-    pub(crate) recovered_secs: Option<f64>,
+    /// None where nothing is away that could come back.
+    pub(crate) recovered: Option<Recovery>,
     /// What shows that the fault bit.
     pub(crate) proof: String,
 }
@@ -49,14 +46,14 @@ impl Entry {
         }
     }
 
-    /// Seconds to recover, beside what is wanted of them.
+    /// Seconds to recover.
     pub(crate) fn recovered(&self) -> String {
-        let Some(secs) = self.told.recovered_secs else { return "-".to_owned() };
-        match self.row.limit_secs {
-            None => format!("{secs:.1}"),
-            Some(limit) if secs <= limit => format!("{secs:.1} <= {limit:.0}"),
-            Some(limit) => format!("{secs:.1} > {limit:.0}!"),
-        }
+        self.told.recovered.map_or_else(none, |recovered| recovered.words(self.row.limit_secs))
+    }
+
+    /// What is promised of them.
+    pub(crate) fn limit(&self) -> String {
+        self.row.limit_secs.map_or_else(none, |limit| format!("{limit:.0}"))
     }
 
     /// As it is printed.
@@ -70,16 +67,21 @@ impl Entry {
             }
         };
         format!(
-            "{:<24} {steps:>5} {settled:>7} {again:>5} {lost:>5} {left:>5} {:>12}  {verdict}",
+            "{:<24} {steps:>5} {settled:>7} {again:>5} {lost:>5} {left:>5} {:>15} {:>5}  {verdict}",
             self.row.name,
-            self.recovered()
+            self.recovered(),
+            self.limit()
         )
     }
 }
 
+fn none() -> String {
+    "-".to_owned()
+}
+
 /// What is not as promised.
 fn complaint(row: &Row, told: &Told) -> Option<String> {
-    let late = |limit: &f64| told.recovered_secs.is_none_or(|secs| secs > limit * LENIENCE);
+    let late = |limit: &f64| told.recovered.is_none_or(|recovered| recovered.fails(*limit));
     if told.settled != told.steps {
         Some(format!("{} of {} steps settled", told.settled, told.steps))
     } else if told.lost > 0 {
@@ -91,7 +93,7 @@ fn complaint(row: &Row, told: &Told) -> Option<String> {
     } else if row.again == Again::Once && told.again == 0 {
         Some("nothing was carried out again: what of it was lost?".to_owned())
     } else if row.limit_secs.as_ref().is_some_and(late) {
-        Some(format!("{:?} s to recover are more than {LENIENCE} times too long", told.recovered_secs))
+        Some(format!("recovered in {:?}, more than {LENIENCE} times its limit", told.recovered))
     } else if told.proof.is_empty() {
         Some("nothing proves that the fault bit".to_owned())
     } else {
@@ -111,8 +113,8 @@ fn words(panic: JoinError) -> String {
 /// All of them.
 pub(crate) fn table(entries: &[Entry]) -> String {
     let mut text = format!(
-        "{:<24} {:>5} {:>7} {:>5} {:>5} {:>5} {:>12}  {}\n",
-        "fault", "steps", "settled", "again", "lost", "left", "recovered s", "proof"
+        "{:<24} {:>5} {:>7} {:>5} {:>5} {:>5} {:>15} {:>5}  {}\n",
+        "fault", "steps", "settled", "again", "lost", "left", "recovered s", "limit", "proof"
     );
     for entry in entries {
         let _ = writeln!(text, "{}", entry.line());

@@ -11,7 +11,7 @@ use crate::services;
 
 /// Lease of the tests' fleets, in seconds: short, so that a lost worker is given up soon, and long enough for
 /// a machine whose two cores compile something else at the same time.
-pub(crate) const LEASE_SECS: u32 = 10;
+pub const LEASE_SECS: u32 = 10;
 
 /// A fleet to be.
 #[derive(Debug, Default)]

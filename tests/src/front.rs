@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How often each is asked whether it is ready. A tenth of a takeover.
-const LOOK: Duration = Duration::from_millis(100);
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// One that is frozen says nothing.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -55,7 +55,10 @@ async fn look(behind: Arc<Vec<String>>, says: watch::Sender<Option<usize>>) {
             let what: serde_json::Value = answer.json().await.ok()?;
             (ready && what["leading"] == true).then_some(())
         });
-        let ready = futures_util::future::join_all(asked).await.into_iter().position(|leads| leads.is_some());
+        let leads = futures_util::future::join_all(asked).await;
+        // Two may say so for a moment: one that was frozen does not know yet that it was succeeded.
+        let stays = says.borrow().filter(|known| leads[*known].is_some());
+        let ready = stays.or_else(|| leads.iter().position(Option::is_some));
         says.send_if_modified(|known| std::mem::replace(known, ready) != ready);
     }
 }

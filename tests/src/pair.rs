@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use longshore_protocol::Epoch;
+use reqwest::Client;
 use tempfile::TempDir;
 
 use crate::builder::{LEASE_SECS, free_address, free_prefix};
-use crate::front::Front;
+use crate::front::{Front, LOOK};
 use crate::postgres::Database;
 use crate::process::{Process, within_patience};
 use crate::services;
@@ -120,6 +121,28 @@ impl Pair {
         let other = |ready: &Option<usize>| ready.is_some_and(|ready| ready != old);
         let leads = within_patience(ready.wait_for(other)).await.expect("the other one takes over");
         leads.expect("it looks for as long as the pair lives").expect("waited for")
+    }
+
+    /// Waits until one of them itself says that it does not lead, and knows who does.
+    ///
+    /// # Panics
+    /// If it does not for longer than [`PATIENCE`](crate::process::PATIENCE).
+    pub async fn stands_by(&self, seat: usize) {
+        let http = Client::builder().no_proxy().build().expect("no TLS to set up");
+        let url = format!("http://{}/readyz", self.address_of(seat));
+        let said = async {
+            let mut look = tokio::time::interval(LOOK);
+            loop {
+                look.tick().await;
+                // One that was started a moment ago does not listen yet.
+                let Ok(answer) = http.get(&url).send().await else { continue };
+                let what: serde_json::Value = answer.json().await.expect("JSON");
+                if what["leading"] == false && what["leader"] == true {
+                    return;
+                }
+            }
+        };
+        assert!(within_patience(said).await.is_some(), "coordinator {seat} does not stand by");
     }
 
     /// kill -9.

@@ -6,6 +6,7 @@ mod disk;
 mod engine;
 mod leave;
 mod network;
+mod standby;
 mod worker;
 
 use futures_util::future::BoxFuture;
@@ -49,6 +50,12 @@ const AFTER_THE_LEASE: Option<f64> = Some(crate::scene::LEASE_SECS as f64 + 2.0)
 /// Reconnecting has a backoff of at most 3 s (P8).
 const AFTER_THE_BROKER: Option<f64> = Some(5.0);
 
+/// The leader's epoch lapses after 3 s (P21).
+const AFTER_THE_LEADER: Option<f64> = Some(5.0);
+
+/// What a frozen leader holds comes back when the broker has missed it: AMQP's heartbeat is 4 s (P21).
+const AFTER_A_FROZEN_LEADER: Option<f64> = Some(10.0);
+
 /// A queue without a leader is made anew after 20 s (`docs/decisions/leaderless-queues.md`).
 const AFTER_A_LEADER: Option<f64> = Some(30.0);
 
@@ -76,6 +83,17 @@ pub(crate) const ROWS: &[Row] = &[
         Box::pin(coordinator::stop(stand))
     })
     .quick(),
+    row("kill-leader", "kill -9 of the one of two coordinators that leads", Again::Never, |stand| {
+        Box::pin(standby::kill(stand))
+    })
+    .within(AFTER_THE_LEADER),
+    row(
+        "stop-leader",
+        "SIGSTOP of the one of two coordinators that leads, woken behind its successor",
+        Again::Never,
+        |stand| Box::pin(standby::stop(stand)),
+    )
+    .within(AFTER_A_FROZEN_LEADER),
     row("stop-app-broker", "rabbitmqctl stop_app and start_app", Again::Never, |stand| {
         Box::pin(broker::stop_app(stand))
     })
