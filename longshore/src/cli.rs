@@ -340,8 +340,11 @@ fn prefix(text: &str) -> Result<String, String> {
     Err(format!("use 1 to {PREFIX_CHARS_MAX} letters, digits, '-', '_' and '.', and not amq or amq.…"))
 }
 
-/// The other coordinators send a token to it.
+/// The other coordinators send a token to it. An empty variable is how a shell unsets it for one command.
 fn advertised(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
     let rest = text.strip_prefix("http://").filter(|rest| !rest.is_empty() && !rest.contains(['@', ' ']));
     rest.map(|_| text.to_owned()).ok_or_else(|| "use http://HOST:PORT".to_owned())
 }
@@ -374,7 +377,8 @@ pub(crate) struct CoordinatorArgs {
     #[arg(long, env = "LONGSHORE_DATABASE", hide_env_values = true, value_name = "URI")]
     pub(crate) database: Option<String>,
 
-    /// Where the other coordinators reach this one [default: http://ADDRESS of --listen, if that is one of a machine]
+    /// Where the other coordinators reach this one [default: http://ADDRESS of --listen, if that is one of a machine; else
+    /// a coordinator with --database needs it]
     #[arg(long, env = "LONGSHORE_ADVERTISE", value_name = "URL", value_parser = advertised)]
     pub(crate) advertise: Option<String>,
 

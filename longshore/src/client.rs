@@ -39,6 +39,9 @@ pub(crate) enum ClientError {
     /// The coordinator said no, in its own words.
     #[error("{message}")]
     Refused { status: StatusCode, message: String, hint: Option<String> },
+    /// In an address it would mean another place.
+    #[error("{name:?} is no step's name, nor a pattern")]
+    Name { name: String },
     /// It answers, but cannot take runs now.
     #[error("the coordinator is not ready: it has no {missing}")]
     NotReady { missing: String },
@@ -62,6 +65,7 @@ impl ClientError {
         match self {
             Self::Transport(error) => matches!(error, TransportError::Unreachable { .. }),
             Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            Self::Name { .. } => false,
             Self::NotReady { .. } | Self::Answer { .. } => true,
         }
     }
@@ -71,6 +75,7 @@ impl ClientError {
         match self {
             Self::Transport(error) => !matches!(error, TransportError::Unreachable { .. }),
             Self::Refused { status, .. } => status.is_client_error() && *status != StatusCode::TOO_MANY_REQUESTS,
+            Self::Name { .. } => true,
             Self::NotReady { .. } | Self::Answer { .. } => false,
         }
     }
@@ -86,7 +91,7 @@ impl ClientError {
             }
             Self::Refused { hint, .. } => hint.clone(),
             Self::NotReady { .. } => Some("its own stderr says what it waits for".to_owned()),
-            Self::Transport(_) | Self::Answer { .. } => None,
+            Self::Transport(_) | Self::Name { .. } | Self::Answer { .. } => None,
         }
     }
 }
@@ -135,7 +140,7 @@ impl Client {
 
     /// Why a step is as it is.
     pub(crate) async fn why(&self, run: RunId, step: &StepName) -> Result<Why, ClientError> {
-        self.get(format!("/v1/runs/{run}/steps/{}/why", percent_encoded(step.as_str()))).await
+        self.get(format!("/v1/runs/{run}/steps/{}/why", part_of_path(step.as_str())?)).await
     }
 
     /// Has a settled run's steps that did not pass carried out anew; of these only, if some are named.
@@ -147,7 +152,7 @@ impl Client {
 
     /// Asks for the end of the steps that a name or a pattern stands for. The steps, as they are then.
     pub(crate) async fn cancel_steps(&self, run: RunId, steps: &str) -> Result<Vec<StepView>, ClientError> {
-        let path = format!("/v1/runs/{run}/steps/{}/cancel", percent_encoded(steps));
+        let path = format!("/v1/runs/{run}/steps/{}/cancel", part_of_path(steps)?);
         let StepList { steps } = read(self.send(Request::new(Method::POST, path)).await?).await?;
         Ok(steps)
     }
@@ -227,6 +232,15 @@ async fn refusal(answer: Answer) -> ClientError {
     }
 }
 
+/// What somebody typed, as one part of a path. A dot, or two, would be taken as steps through the path, also where they
+/// are encoded: the cancelling of a step would be that of its run.
+fn part_of_path(text: &str) -> Result<String, ClientError> {
+    if matches!(text, "" | "." | "..") {
+        return Err(ClientError::Name { name: text.to_owned() });
+    }
+    Ok(percent_encoded(text))
+}
+
 /// A query parameter's value, or a part of a path: step names hold brackets, commas and equals signs.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
@@ -243,6 +257,17 @@ fn percent_encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_does_not_lead_out_of_its_path() {
+        for name in ["", ".", ".."] {
+            assert!(part_of_path(name).unwrap_err().is_users(), "{name:?}");
+        }
+        // What stands for dots is text like another: its sign is encoded itself.
+        for (name, part) in [("%2E%2E", "%252E%252E"), ("../x", "..%2Fx"), ("...", "..."), ("a.b", "a.b")] {
+            assert_eq!(part_of_path(name).unwrap(), part);
+        }
+    }
 
     #[test]
     fn step_names_survive_a_query() {

@@ -170,6 +170,31 @@ fn a_coordinator_open_to_anybody_is_refused() {
 }
 
 #[test]
+fn a_coordinator_that_the_others_could_not_reach_is_refused() {
+    let place = Place::new();
+    let args = ["coordinator", "--listen", "0.0.0.0:0", "--token", "t", "--database", "postgres://u@127.0.0.1:1/d"];
+    let mut command = place.longshore(&args);
+    command.env("LONGSHORE_ADVERTISE", "");
+    let output = done(command);
+    assert_eq!(code(&output), 2, "{}", stderr(&output));
+    assert!(stderr(&output).contains("--advertise http://HOST:PORT"), "{}", stderr(&output));
+    assert!(!place.state().exists(), "it was refused before anything was made");
+}
+
+#[test]
+fn what_cannot_be_replayed_is_said() {
+    let place = Place::new();
+    let none = done(place.longshore(&["replay"]));
+    assert_eq!(code(&none), 2, "{}", stderr(&none));
+    assert!(stderr(&none).contains("there is no journal in"), "{}", stderr(&none));
+    // As coordinators of a Postgres leave it.
+    place.file("state/coordinator/blobs/shared-by", "somebody");
+    let away = done(place.longshore(&["replay"]));
+    assert_eq!(code(&away), 2, "{}", stderr(&away));
+    assert!(stderr(&away).contains("state/coordinator is in Postgres"), "{}", stderr(&away));
+}
+
+#[test]
 fn a_broker_that_is_not_there_is_waited_for_and_said() {
     let place = Place::new();
     let args = ["coordinator", "--listen", "127.0.0.1:0", "--amqp", "amqp://u:s3cret@127.0.0.1:1"];

@@ -174,3 +174,32 @@ fn ctrl_c_leaves_a_fleets_run_alone_and_cancel_ends_it() {
     let (status, printed, said) = again.end();
     assert_eq!(status.code(), Some(130), "{printed}{said}");
 }
+
+#[test]
+fn steps_of_a_fleets_run_are_cancelled_by_name_and_the_run_not_by_a_slip() {
+    let fleet = Fleet::new();
+    let script = "trap 'exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done";
+    let step = |name: &str| format!("  - name: {name}\n    image: {BUSYBOX}\n    run: \"{script}\"\n");
+    fleet.place.file("p.yaml", &format!("name: long\nsteps:\n{}{}", step("one"), step("two")));
+    let mut watcher = Started::new(fleet.client(&["submit", "p.yaml", "--watch"]));
+    while !(watcher.printed.contains("one | up") && watcher.printed.contains("two | up")) {
+        watcher.until(" | up");
+    }
+    // In a path these would mean the run.
+    for slip in ["..", ".", ""] {
+        let refused = done(fleet.client(&["cancel", "last", slip]));
+        assert_eq!(code(&refused), 2, "{slip:?}: {}", stdout(&refused));
+        assert!(stderr(&refused).contains("its steps are one, two"), "{slip:?}: {}", stderr(&refused));
+    }
+    let cancel = |step: &str| stdout(&done(fleet.client(&["cancel", "last", step])));
+    assert_eq!(cancel("one"), "one is being cancelled\n");
+    watcher.until("one  cancelled");
+    assert_eq!(cancel("t?o"), "two is being cancelled\n");
+    let (status, printed, said) = watcher.end();
+    assert_eq!(status.code(), Some(130), "{printed}{said}");
+
+    let state = fleet.place.path("coordinator").display().to_string();
+    let replayed = objects(&stdout(&done(fleet.place.longshore(&["--output", "json", "replay", "--state", &state]))));
+    assert_eq!(replayed.len(), 2, "the workers and the run: {replayed:?}");
+    assert!(replayed.iter().all(|replayed| replayed["verdict"] == "same"), "{replayed:?}");
+}

@@ -77,6 +77,12 @@ fn two_coordinators_share_a_database_and_a_volume() {
     };
     let coordinators = of_kind("StatefulSet");
     assert_eq!(coordinators["spec"]["replicas"], 2);
+    // Each is reached by the others at a name, which only a headless service of theirs gives it.
+    let name = coordinators["spec"]["serviceName"].as_str().expect("a service");
+    assert!(documents.contains(&format!("name: {name}\n")) && documents.contains("clusterIP: None"), "{documents}");
+    let env = coordinators["spec"]["template"]["spec"]["containers"][0]["env"].as_array().expect("variables");
+    let advertise = env.iter().find(|variable| variable["name"] == "LONGSHORE_ADVERTISE").expect("it says where");
+    assert_eq!(advertise["value"], format!("http://$(POD_NAME).{name}.default.svc:8080"));
     assert_eq!(coordinators["spec"]["volumeClaimTemplates"], serde_json::Value::Null, "a volume each is of no use");
     let claim = of_kind("PersistentVolumeClaim");
     assert_eq!(claim["spec"]["accessModes"][0], "ReadWriteMany");
@@ -85,6 +91,16 @@ fn two_coordinators_share_a_database_and_a_volume() {
         volumes.iter().filter(|volume| volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]);
     assert_eq!(claimed.count(), 1);
     assert_eq!(of_kind("PodDisruptionBudget")["spec"]["minAvailable"], 1);
+}
+
+/// A supervisor is known by its process's number.
+#[test]
+fn a_worker_sees_the_processes_of_its_node_unless_that_is_refused() {
+    for (settings, expected) in [(SETTINGS.to_owned(), 1), (format!("{SETTINGS},worker.hostPID=false"), 0)] {
+        let rendered = helm(&["template", "--set", &settings]);
+        assert!(rendered.status.success(), "{}", text(&rendered));
+        assert_eq!(text(&rendered).matches("hostPID: true").count(), expected);
+    }
 }
 
 #[test]

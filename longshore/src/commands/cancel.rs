@@ -37,6 +37,7 @@ async fn cancel_run(client: &Client, run: RunId, output: Output) -> Result<(), F
 async fn cancel_steps(client: &Client, run: RunId, wanted: &str, output: Output) -> Result<(), Failure> {
     let steps = match client.cancel_steps(run, wanted).await {
         Ok(steps) => steps,
+        Err(ClientError::Name { .. }) => return Err(no_such_step(wanted, &client.run(run).await?)),
         Err(ClientError::Refused { status, .. }) if status == reqwest::StatusCode::NOT_FOUND => {
             return Err(no_such_step(wanted, &client.run(run).await?));
         }

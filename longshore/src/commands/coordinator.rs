@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::future::pending;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,8 +43,10 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
         Some(dir) => dir,
         None => StateDir::path()?.join("coordinator"),
     };
+    let uri = args.database.as_deref().filter(|uri| !uri.is_empty());
+    let advertise = advertised(args.advertise, args.listen, uri.is_some())?;
     private_dir(&dir).map_err(|error| unusable(&dir, &error))?;
-    let store = match args.database.as_deref().filter(|uri| !uri.is_empty()) {
+    let store = match uri {
         Some(uri) => StateLocation::Postgres(database(uri)?),
         None => StateLocation::Sqlite(dir.join("coordinator.db")),
     };
@@ -52,10 +55,7 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<u8, Failure> {
     let topology = Topology::new(args.fleet.prefix.clone(), lease);
     let config = Config {
         listen: Some(args.listen),
-        // "Every address" is nobody's.
-        advertise: args
-            .advertise
-            .or_else(|| (!args.listen.ip().is_unspecified()).then(|| format!("http://{}", args.listen))),
+        advertise,
         tokens,
         // A tick is a second (P8).
         core: CoreConfig { lease_ticks: args.fleet.lease, weights, ..CoreConfig::default() },
@@ -94,6 +94,18 @@ async fn leads(mut leading: watch::Receiver<bool>, broker: AmqpBroker, topology:
         tokio::time::sleep(DECLARE_WAIT).await;
     }
     pending::<()>().await;
+}
+
+/// Where the others reach this one, if it has others. "Every address" is nobody's.
+fn advertised(given: Option<String>, listen: SocketAddr, shared: bool) -> Result<Option<String>, Failure> {
+    let own = || (!listen.ip().is_unspecified()).then(|| format!("http://{listen}"));
+    let advertise = given.filter(|url| !url.is_empty()).or_else(own);
+    if advertise.is_none() && shared {
+        let unknown = format!("the other coordinators of the database do not know this one by {listen}");
+        return Err(Failure::input(unknown)
+            .mend("say with --advertise http://HOST:PORT or LONGSHORE_ADVERTISE where they reach it"));
+    }
+    Ok(advertise)
 }
 
 /// What is wrong with an address is said without it: it holds a password (promise 8).

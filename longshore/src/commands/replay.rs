@@ -33,6 +33,10 @@ pub(crate) async fn run(args: &ReplayArgs, output: Output) -> Result<u8, Failure
     Ok(if shown.differ == 0 { 0 } else { EXIT_DIFFERS })
 }
 
+/// What coordinators of a Postgres leave in the directory that they share (`driver/shared_dir.rs`): in a coordinator's
+/// directory, or in the state directory around that.
+const MARKERS: [&str; 2] = ["blobs/shared-by", "coordinator/blobs/shared-by"];
+
 /// A coordinator's directory has one store; a state directory one for each run, and perhaps a coordinator's.
 fn stores(dir: &Path, run: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
     let coordinators = [dir.join("coordinator.db"), dir.join("coordinator").join("coordinator.db")];
@@ -43,6 +47,14 @@ fn stores(dir: &Path, run: Option<&str>) -> Result<Vec<PathBuf>, Failure> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".db")?.parse().ok())
         .collect();
     runs.sort_unstable_by(|a, b| b.cmp(a));
+    if let Some(marker) = MARKERS.iter().map(|marker| dir.join(marker)).find(|marker| marker.is_file()) {
+        let which = marker.ancestors().nth(2).unwrap_or(dir).display();
+        let words = format!("the journal of {which} is in Postgres, which is not replayed yet");
+        if found.is_empty() && runs.is_empty() {
+            return Err(Failure::input(words));
+        }
+        screen::say(&format!("longshore: {words}"));
+    }
     if found.is_empty() && runs.is_empty() {
         return Err(Failure::input(format!("there is no journal in {}", dir.display()))
             .mend("name the coordinator's directory, or a state directory, with --state"));

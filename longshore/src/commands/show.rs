@@ -8,7 +8,7 @@ use super::ls::{local_time, outcome_words};
 use crate::cli::{Output, ShowArgs};
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::last_words::{is_failure, last_words};
+use crate::last_words::{NOT_READABLE, is_failure, last_words};
 use crate::render::progress::steps_table;
 use crate::render::style::{Colour, Style, bytes, duration, mark, worker_words};
 use crate::render::table::{Align, Table};
@@ -20,42 +20,39 @@ pub(crate) async fn run(args: &ShowArgs, output: Output) -> Result<u8, Failure> 
     let run = runs.find(&args.run).await?;
     let view = runs.client(run)?.run(run).await?;
     let interrupted = runs.is_interrupted(&view.summary);
-    let text = match output {
-        Output::Json => {
-            let mut value = serde_json::to_value(&view).unwrap_or_default();
-            if let Some(object) = value.as_object_mut() {
-                object.insert("interrupted".to_owned(), interrupted.into());
-            }
-            json::text("run", &value)
+    if output == Output::Json {
+        let mut value = serde_json::to_value(&view).unwrap_or_default();
+        if let Some(object) = value.as_object_mut() {
+            object.insert("interrupted".to_owned(), interrupted.into());
         }
-        Output::Text => {
-            let style = Style::detect();
-            let mut text = page(&view, interrupted, style);
-            text.push_str(&failures(&runs.client(run)?, &view, style).await?);
-            if interrupted {
-                let words = format!("its process is gone; `longshore retry {run}` goes on with it");
-                let _ = writeln!(text, "\n{}", style.paint(Colour::Yellow, &words));
-            }
-            text
-        }
-    };
-    screen::print(text.as_bytes())?;
+        screen::print(json::text("run", &value).as_bytes())?;
+        return Ok(0);
+    }
+    let style = Style::detect();
+    // Before the logs are asked, which may be slow to answer.
+    screen::print(page(&view, interrupted, style).as_bytes())?;
+    failures(&runs.client(run)?, &view, style).await?;
+    if interrupted {
+        let words = format!("its process is gone; `longshore retry {run}` goes on with it");
+        screen::print(format!("\n{}\n", style.paint(Colour::Yellow, &words)).as_bytes())?;
+    }
     Ok(0)
 }
 
 /// Promise 5: the last words of what did not end well.
-async fn failures(client: &Client, view: &RunView, style: Style) -> Result<String, Failure> {
+async fn failures(client: &Client, view: &RunView, style: Style) -> Result<(), Failure> {
     let failed = view.steps.iter().filter(|step| step.outcome.as_ref().is_some_and(is_failure));
-    let mut text = String::new();
     for step in failed.take(FAILURES_MAX) {
         let Some(outcome) = &step.outcome else { continue };
         let (mark, colour) = mark(outcome);
-        let _ = writeln!(text, "\n{}", style.paint(colour, &format!("{mark} {}: {outcome}", step.step)));
-        for line in last_words(client, view.summary.run, &step.step).await? {
+        let mut text = format!("\n{}\n", style.paint(colour, &format!("{mark} {}: {outcome}", step.step)));
+        let words = last_words(client, view.summary.run, &step.step).await;
+        for line in words.unwrap_or_else(|| vec![NOT_READABLE.to_owned()]) {
             let _ = writeln!(text, "    {line}");
         }
+        screen::print(text.as_bytes())?;
     }
-    Ok(text)
+    Ok(())
 }
 
 /// The table names the others; `why` and `logs` tell of each.

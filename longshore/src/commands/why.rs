@@ -10,7 +10,7 @@ use super::ls::moment;
 use super::steps::no_such_step;
 use crate::cli::{Output, WhyArgs};
 use crate::failure::Failure;
-use crate::last_words::{is_failure, last_words};
+use crate::last_words::{NOT_READABLE, is_failure, last_words};
 use crate::render::progress::phase_word;
 use crate::render::style::{Colour, Style, counted};
 use crate::render::{json, screen};
@@ -33,26 +33,24 @@ pub(crate) async fn run(args: &WhyArgs, output: Output) -> Result<u8, Failure> {
         None => worth_telling(&view),
     };
     let style = Style::detect();
-    let mut text = String::new();
+    // Each as soon as it is known: a log may be slow to answer.
     for (index, step) in steps.iter().enumerate() {
         let why = client.why(run, &step.step).await?;
-        let last = if step.outcome.as_ref().is_some_and(is_failure) {
-            last_words(&client, run, &step.step).await?
-        } else {
-            Vec::new()
-        };
-        match output {
-            Output::Json => text.push_str(&json::text("why", &json_of(&why, &last))),
+        let failed = step.outcome.as_ref().is_some_and(is_failure);
+        let last = if failed { last_words(&client, run, &step.step).await } else { Some(Vec::new()) };
+        let text = match output {
+            Output::Json => json::text("why", &json_of(&why, last)),
             Output::Text => {
-                text.push_str(if index > 0 { "\n" } else { "" });
-                text.push_str(&page(&why, &last, args.step.is_some(), style));
+                let last = last.unwrap_or_else(|| vec![NOT_READABLE.to_owned()]);
+                let between = if index > 0 { "\n" } else { "" };
+                format!("{between}{}", page(&why, &last, args.step.is_some(), style))
             }
-        }
+        };
+        screen::print(text.as_bytes())?;
     }
     if output == Output::Text {
-        text.push_str(&end(&view, steps.len(), more, interrupted, style));
+        screen::print(end(&view, steps.len(), more, interrupted, style).as_bytes())?;
     }
-    screen::print(text.as_bytes())?;
     Ok(0)
 }
 
@@ -86,7 +84,8 @@ fn end(view: &RunView, told: usize, more: usize, interrupted: bool, style: Style
     text
 }
 
-fn json_of(why: &Why, last_words: &[String]) -> serde_json::Value {
+/// `last_words` is null where its log cannot be read.
+fn json_of(why: &Why, last_words: Option<Vec<String>>) -> serde_json::Value {
     let mut value = serde_json::to_value(why).unwrap_or_default();
     if let Some(object) = value.as_object_mut() {
         object.insert("last_words".to_owned(), last_words.into());

@@ -6,7 +6,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use longshore_coordinator::api::types::LogLine;
-use longshore_coordinator::core::view::{RemakeView, RunView, StepPhase, StepView};
+use longshore_coordinator::core::view::{AttemptView, RemakeView, RunView, StepPhase, StepView};
 use longshore_protocol::output::Ending;
 use longshore_protocol::{Attempt, Outcome, StepName};
 
@@ -20,6 +20,10 @@ use crate::last_words::{TAIL_LINES, is_failure};
 
 /// A step's end is told behind its last line. Where that is not known (a gap), this long after its log was closed.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The run's changes and its lines come by two ways. A line is held back until its attempt was heard of, and with it the
+/// end of what that waited for; but no more than some screens of them, whatever became of the other way.
+const EARLY_MAX: usize = 1_024;
 
 /// Names are padded to the longest one, but a long one shall not push all output to the right.
 const PADDING_MAX: usize = 24;
@@ -37,6 +41,8 @@ pub(crate) struct Progress {
     steps: BTreeMap<StepName, Told>,
     /// Ended, but not told yet.
     ended: Vec<(StepName, Instant)>,
+    /// Lines of attempts that were not heard of yet.
+    early: Vec<LogLine>,
     logs_ended: bool,
 }
 
@@ -60,6 +66,7 @@ impl Progress {
             known: None,
             steps: BTreeMap::new(),
             ended: Vec::new(),
+            early: Vec::new(),
             logs_ended: false,
         }
     }
@@ -91,6 +98,7 @@ impl Progress {
     pub(crate) fn finish(&mut self, hint: impl Fn(&StepName) -> String) -> io::Result<()> {
         let mut out = Vec::new();
         self.logs_ended = true;
+        self.tell_early(&mut out);
         self.tell_ends(&mut out);
         if let Some(live) = &mut self.live {
             live.clear();
@@ -111,14 +119,34 @@ impl Progress {
 
     fn take(&mut self, update: Update, out: &mut Vec<u8>) {
         match update {
-            Update::View(view) => self.whole(*view, out),
-            Update::Step(step) => self.step(*step, out),
+            Update::View(view) => {
+                self.whole(*view, out);
+                self.tell_ends(out);
+                self.tell_early(out);
+            }
+            Update::Step(step) => {
+                self.step(*step, out);
+                self.tell_ends(out);
+                self.tell_early(out);
+            }
             Update::Run(summary) => {
                 if let Some(view) = &mut self.view {
                     view.summary = summary;
                 }
             }
-            Update::Line(line) => self.line(&line, out),
+            Update::Line(line) if self.is_heard_of(&line) => {
+                self.line(&line, out);
+                // Before a line of what waited for it.
+                if self.ended.iter().any(|(step, _)| *step == line.step) {
+                    self.tell_ends(out);
+                }
+            }
+            Update::Line(line) => {
+                self.early.push(line);
+                if self.early.len() > EARLY_MAX {
+                    self.early.drain(..).collect::<Vec<_>>().iter().for_each(|line| self.line(line, out));
+                }
+            }
             Update::Gap { step, text, .. } => {
                 let prefix = self.prefix(&step);
                 push_line(out, &format!("{prefix}{}", self.style.paint(Colour::Yellow, &text)));
@@ -184,6 +212,30 @@ impl Progress {
             told.tail.pop_front();
         }
         told.tail.push_back(clean(&line.data.0, self.style.colour));
+    }
+
+    fn is_heard_of(&self, line: &LogLine) -> bool {
+        if self.steps.get(&line.step).is_some_and(|told| told.attempt == Some(line.attempt)) {
+            return true;
+        }
+        let steps = self.view.iter().flat_map(|view| &view.steps);
+        let of = |attempts: &[AttemptView]| attempts.iter().any(|attempt| attempt.attempt == line.attempt);
+        steps.into_iter().any(|step| {
+            let mut remakes = step.remakes.iter();
+            step.step == line.step && of(&step.attempts)
+                || remakes.any(|remake| remake.name == line.step && of(&remake.attempts))
+        })
+    }
+
+    /// Tells the lines that were held back, as far as they need not be any more.
+    fn tell_early(&mut self, out: &mut Vec<u8>) {
+        for line in std::mem::take(&mut self.early) {
+            if self.logs_ended || self.is_heard_of(&line) {
+                self.line(&line, out);
+            } else {
+                self.early.push(line);
+            }
+        }
     }
 
     fn prefix(&self, step: &StepName) -> String {

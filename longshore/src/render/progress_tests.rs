@@ -97,6 +97,22 @@ fn a_steps_end_is_told_behind_its_last_line() {
     assert_eq!(told(&mut progress, vec![line("greet", "again")]), "greet | again\n✓ greet  0.4 s\n");
 }
 
+/// The run's changes and its lines come by two ways, and the lines may be the quicker ones.
+#[test]
+fn a_line_stands_behind_the_end_of_what_its_step_waited_for() {
+    let begun = |name| Update::Step(Box::new(StepView { attempts: vec![attempt(1, None, 0)], ..step(name) }));
+    let done = || Update::Step(Box::new(settled("greet", Outcome::Passed, 6)));
+    let mut progress = Progress::new(Style::PLAIN);
+    told(&mut progress, vec![view(vec![step("greet"), step("read")]), begun("greet")]);
+    assert_eq!(told(&mut progress, vec![line("greet", "hello"), line("read", "words")]), "greet | hello\n");
+    assert_eq!(told(&mut progress, vec![done(), begun("read")]), "✓ greet  0.4 s\nread | words\n");
+
+    let mut progress = Progress::new(Style::PLAIN);
+    told(&mut progress, vec![view(vec![step("greet"), step("read")]), begun("greet")]);
+    let all = vec![done(), begun("read"), line("greet", "hello"), line("read", "words")];
+    assert_eq!(told(&mut progress, all), "greet | hello\n✓ greet  0.4 s\nread | words\n");
+}
+
 #[test]
 fn a_step_without_output_ends_at_once_and_a_gap_holds_up_nobody_for_long() {
     let mut progress = Progress::new(Style::PLAIN);
