@@ -2,7 +2,7 @@
 //! and nobody polls while the clock runs.
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use longshore_coordinator::api::types::RunEvent;
 use longshore_coordinator::core::view::{AttemptView, RunOutcome, RunView, StepView};
@@ -15,6 +15,37 @@ use crate::failure::{Failure, Result};
 
 /// A run that takes longer is stuck: the longest here takes half a minute.
 const PATIENCE: Duration = Duration::from_mins(3);
+
+/// Straight to the coordinator, whatever the environment says of proxies.
+pub(crate) fn http() -> Result<Client> {
+    Ok(Client::builder().no_proxy().build()?)
+}
+
+/// The wall clock, ms since 1970: the coordinator's, the steps' and this program's are one host's.
+pub(crate) fn now_ms() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
+}
+
+/// Looks every so often until there is something to see. For what nothing tells of, or tells too loudly: the events of
+/// three thousand steps are work for the coordinator that is measured.
+pub(crate) async fn until<T>(
+    what: &str,
+    every: Duration,
+    patience: Duration,
+    mut look: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let mut looks = tokio::time::interval(every);
+    let looking = async {
+        loop {
+            looks.tick().await;
+            if let Some(seen) = look().await? {
+                return Ok(seen);
+            }
+        }
+    };
+    let never = || Failure::new(format!("waited in vain: {what}, for {} s", patience.as_secs()));
+    tokio::time::timeout(patience, looking).await.unwrap_or_else(|_| Err(never()))
+}
 
 /// A run that is over.
 pub(crate) struct Ran {
@@ -34,7 +65,7 @@ pub(crate) async fn run(fleet: &Fleet, pipeline: &str) -> Result<Ran> {
 
 /// Waits for the end of a run that was submitted then. It must pass.
 pub(crate) async fn ends(fleet: &Fleet, run: RunId, began: Instant) -> Result<Ran> {
-    let http = Client::builder().no_proxy().build()?;
+    let http = http()?;
     let watched = tokio::time::timeout(PATIENCE, watch(&http, fleet, run, began)).await;
     let (settled, closed) = watched.map_err(|_| Failure::new(format!("run {run} does not end")))??;
     let view = view(fleet, run).await?;
@@ -44,28 +75,42 @@ pub(crate) async fn ends(fleet: &Fleet, run: RunId, began: Instant) -> Result<Ra
 
 /// A run as it is now.
 pub(crate) async fn view(fleet: &Fleet, run: RunId) -> Result<RunView> {
-    let http = Client::builder().no_proxy().build()?;
+    let http = http()?;
     Ok(http.get(fleet.url(&format!("/v1/runs/{run}"))).send().await?.json().await?)
+}
+
+/// A pipeline that was read and packed: what is left to do is the coordinator's part.
+pub(crate) struct Packed {
+    run: RunId,
+    body: Vec<u8>,
+}
+
+/// Reads and packs a pipeline file.
+pub(crate) fn pack(pipeline: &str) -> Result<Packed> {
+    let plan = longshore_coordinator::pipeline::parse("bench.yaml", pipeline)
+        .map_err(|mistakes| Failure::new(format!("{mistakes}\n{mistakes:?}")))?;
+    let run = RunId::new();
+    Ok(Packed { run, body: serde_json::to_vec(&json!({ "run": run, "pipeline": plan }))? })
+}
+
+impl Packed {
+    /// Submits it.
+    pub(crate) async fn send(self, fleet: &Fleet) -> Result<RunId> {
+        let request = http()?.post(fleet.url("/v1/runs")).header("content-type", "application/json").body(self.body);
+        let answer = request.send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        if status.is_success() { Ok(self.run) } else { Err(Failure::new(format!("submit: {status}: {text}"))) }
+    }
 }
 
 /// Submits a pipeline file.
 pub(crate) async fn submit(fleet: &Fleet, pipeline: &str) -> Result<RunId> {
-    let plan = longshore_coordinator::pipeline::parse("bench.yaml", pipeline)
-        .map_err(|mistakes| Failure::new(format!("{mistakes}\n{mistakes:?}")))?;
-    let body = serde_json::to_vec(&json!({ "run": RunId::new(), "pipeline": plan }))?;
-    let http = Client::builder().no_proxy().build()?;
-    let request = http.post(fleet.url("/v1/runs")).header("content-type", "application/json").body(body);
-    let answer = request.send().await?;
-    let (status, text) = (answer.status(), answer.text().await?);
-    if !status.is_success() {
-        return Err(Failure::new(format!("submit: {status}: {text}")));
-    }
-    Ok(serde_json::from_value(serde_json::from_str::<serde_json::Value>(&text)?["run"].take())?)
+    pack(pipeline)?.send(fleet).await
 }
 
 /// Waits until a step of a run that somebody else submitted has passed; the run as it is then.
 pub(crate) async fn until_passed(fleet: &Fleet, run: RunId, step: &str) -> Result<RunView> {
-    let http = Client::builder().no_proxy().build()?;
+    let http = http()?;
     let mut events = Events::open(&http, fleet, run).await?;
     let is_over = |view: &StepView| view.step.as_str() == step && view.outcome.is_some();
     while let Some(event) = events.next().await? {
@@ -147,7 +192,7 @@ pub(crate) fn last(step: &StepView) -> Result<&AttemptView> {
 
 /// What a step wrote.
 pub(crate) async fn log(fleet: &Fleet, run: RunId, step: &str) -> Result<String> {
-    let http = Client::builder().no_proxy().build()?;
+    let http = http()?;
     let request = http.get(fleet.url(&format!("/v1/runs/{run}/logs"))).query(&[("step", step), ("attempt", "1")]);
     Ok(request.send().await?.error_for_status()?.text().await?)
 }

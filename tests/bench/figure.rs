@@ -28,7 +28,12 @@ pub(crate) enum Goal {
     RatioAtLeast(f64),
     /// In the figure's own unit, whatever the baseline does.
     AtMost(f64),
+    /// Nothing: it stands beside a figure that is judged, so that nobody has to take that one's word.
+    Shown,
 }
+
+/// In place of a goal.
+const SHOWN: &str = "shown";
 
 impl Goal {
     fn holds(self, value: f64, ratio: f64) -> bool {
@@ -36,6 +41,7 @@ impl Goal {
             Self::RatioAtMost(most) => ratio <= most,
             Self::RatioAtLeast(least) => ratio >= least,
             Self::AtMost(most) => value <= most,
+            Self::Shown => true,
         }
     }
 
@@ -44,6 +50,7 @@ impl Goal {
             Self::RatioAtMost(most) => format!("ratio <= {most}"),
             Self::RatioAtLeast(least) => format!("ratio >= {least}"),
             Self::AtMost(most) => format!("<= {most} {unit}"),
+            Self::Shown => SHOWN.to_owned(),
         }
     }
 }
@@ -100,6 +107,11 @@ impl Entry {
             limit: figure.limit.filter(|_| !holds).map(str::to_owned),
             profile: None,
         }
+    }
+
+    /// Whether anything is wanted of it.
+    pub(crate) fn is_judged(&self) -> bool {
+        self.goal != SHOWN
     }
 
     /// What makes the report worthless at this place; empty if nothing does.
@@ -168,6 +180,8 @@ mod tests {
         assert!(!Entry::of(&FIGURE, runs(5, 1.1, 2.0), "").holds);
         let least = Figure { goal: Goal::RatioAtLeast(2.0), ..FIGURE };
         assert!(Entry::of(&least, runs(5, 4.0, 2.0), "").holds && !Entry::of(&least, runs(5, 3.9, 2.0), "").holds);
+        let shown = Entry::of(&Figure { goal: Goal::Shown, ..FIGURE }, runs(5, 9.0, 1.0), "");
+        assert!(shown.holds && !shown.is_judged() && Entry::of(&least, runs(5, 4.0, 2.0), "").is_judged());
         let most = Figure { goal: Goal::AtMost(10.0), ..FIGURE };
         assert!(Entry::of(&most, runs(5, 10.0, 1.0), "").holds && !Entry::of(&most, runs(5, 10.1, 1.0), "").holds);
     }

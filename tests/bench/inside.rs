@@ -4,7 +4,9 @@
 //! ```text
 //! inside stamp                prints the time of its first instruction and that of its last act
 //! inside spew BYTES           writes lines of 100 bytes to stdout
-//! inside count SECONDS        writes numbered lines of 100 bytes as fast as they are taken
+//! inside count SECONDS        writes numbered lines of 100 bytes as fast as they are taken, and how many bytes that
+//!                             was to stderr
+//! inside burn SECONDS         the same into /dev/null, and says nothing
 //! inside beat SECONDS         prints the time, ms since 1970, twice a second, and once more before it ends
 //! inside tree DIR FILES BYTES writes FILES files of together BYTES into DIR
 //! ```
@@ -21,10 +23,17 @@ fn main() -> io::Result<()> {
     match args.get(1).map(String::as_str) {
         Some("stamp") => writeln!(io::stdout(), "{first} {}", now_ns()),
         Some("spew") => spew(number(2)),
-        Some("count") => count(Duration::from_secs(number(2) as u64)),
+        Some("count") => {
+            let bytes = count(Duration::from_secs(number(2) as u64), &mut io::stdout().lock())?;
+            writeln!(io::stderr(), "printed {bytes}")
+        }
+        Some("burn") => {
+            let mut nothing = fs::OpenOptions::new().write(true).open("/dev/null")?;
+            count(Duration::from_secs(number(2) as u64), &mut nothing).map(drop)
+        }
         Some("beat") => beat(Duration::from_secs(number(2) as u64)),
         Some("tree") => tree(&args[2], number(3), number(4)),
-        _ => Err(io::Error::other("inside stamp | spew BYTES | count SECONDS | beat SECONDS | tree DIR FILES BYTES")),
+        _ => Err(io::Error::other("inside stamp | spew BYTES | count | burn SECONDS | beat SECONDS | tree DIR FILES BYTES")),
     }
 }
 
@@ -49,10 +58,10 @@ fn spew(bytes: usize) -> io::Result<()> {
     out.flush()
 }
 
-/// Every line has its number, from 0, so that whoever reads them sees that none is missing.
-fn count(time: Duration) -> io::Result<()> {
+/// Every line has its number, from 0, so that whoever reads them sees that none is missing. Answers how many bytes it
+/// wrote.
+fn count(time: Duration, out: &mut impl Write) -> io::Result<u64> {
     let began = Instant::now();
-    let mut out = io::stdout().lock();
     let mut piece = Vec::with_capacity(64 * 1024);
     let mut n = 0_u64;
     while began.elapsed() < time {
@@ -64,7 +73,8 @@ fn count(time: Duration) -> io::Result<()> {
         }
         out.write_all(&piece)?;
     }
-    out.flush()
+    out.flush()?;
+    Ok(n * 100)
 }
 
 fn beat(time: Duration) -> io::Result<()> {

@@ -1,15 +1,13 @@
 //! Follows a run as clients do, and notes when what is said of it is heard.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use longshore_coordinator::api::types::RunEvent;
 use longshore_coordinator::core::view::StepView;
 use longshore_protocol::RunId;
 use longshore_tests::Fleet;
-use reqwest::Client;
 
-use crate::drive::Events;
+use crate::drive::{Events, http, now_ms};
 use crate::failure::{Failure, Result};
 
 /// What was heard of a run of steps that print the time; all times ms since 1970.
@@ -33,7 +31,7 @@ impl Heard {
 
 /// Until the run is over.
 pub(crate) async fn overhear(fleet: &Fleet, run: RunId) -> Result<Heard> {
-    let http = Client::builder().no_proxy().build()?;
+    let http = http()?;
     let mut events = Events::open(&http, fleet, run).await?;
     let url = fleet.url(&format!("/v1/runs/{run}/logs?follow=true"));
     let logs = http.get(url).send().await?.error_for_status()?;
@@ -81,9 +79,4 @@ async fn lines(mut logs: reqwest::Response) -> Result<Vec<(String, f64, f64)>> {
         }
     }
     Ok(lines)
-}
-
-/// The wall clock: the steps' and this program's are one host's.
-pub(crate) fn now_ms() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64() * 1e3)
 }

@@ -25,7 +25,7 @@ pub(crate) fn table(entries: &[Entry]) -> String {
             figure(entry.baseline_value),
             figure(entry.ratio),
             entry.goal,
-            if entry.holds { "holds" } else { "DOES NOT HOLD" },
+            verdict(entry, "DOES NOT HOLD"),
         );
     }
     text += "\nbeside:\n";
@@ -54,10 +54,18 @@ fn markdown(entries: &[Entry]) -> String {
             entry.unit,
             figure(entry.ratio),
             entry.goal,
-            if entry.holds { "holds" } else { "**does not hold**" },
+            verdict(entry, "**does not hold**"),
         );
     }
     text
+}
+
+fn verdict(entry: &Entry, missed: &'static str) -> &'static str {
+    match (entry.is_judged(), entry.holds) {
+        (false, _) => "",
+        (true, true) => "holds",
+        (true, false) => missed,
+    }
 }
 
 /// Three digits that count, and no more than three behind the point.

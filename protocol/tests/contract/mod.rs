@@ -12,7 +12,7 @@ use longshore_protocol::topology::{Queue, Topology};
 use longshore_protocol::{PoolName, RunId, Shard};
 
 /// For a whole test. Only a promise that is not kept ever takes as long.
-const TEST_TIMEOUT: Duration = Duration::from_mins(1);
+const TEST_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Long enough that a heartbeat which a test wants to see does not expire under it.
 pub const LEASE: Duration = Duration::from_secs(30);

@@ -1,6 +1,7 @@
 //! What can only go wrong on a network: outages, refusals, and a broker that says nothing.
 
 use std::process::Command;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use longshore_protocol::broker::amqp::AmqpBroker;
@@ -199,8 +200,7 @@ async fn p9_a_queue_that_gets_no_leader_is_made_anew_and_the_others_go_on() {
         place.declare(letters.clone()).await;
         let mut beside = place.broker.consume(&letters, 1).await.unwrap();
         // Its one member answers nothing any more, as one that waits for a leader for ever.
-        let suspend = format!("sys:suspend(whereis(binary_to_atom(<<\"%2F_{}\">>))).", events.name);
-        tokio::task::spawn_blocking(move || rabbitmqctl(&["eval", &suspend])).await.unwrap();
+        member(&events, "suspend").await;
 
         let mut consumer = place.broker.consume(&events, 1).await.unwrap();
         while place.broker.publish(messages(&events, &["anew"])).await.is_err() {}
@@ -211,6 +211,40 @@ async fn p9_a_queue_that_gets_no_leader_is_made_anew_and_the_others_go_on() {
         place.broker.close().await;
     })
     .await;
+}
+
+/// The queue answers only when nobody wants that consumer any more: it must not be there then, and hold a job.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p4_a_consumer_that_was_given_up_while_its_queue_was_slow_takes_nothing() {
+    within(async {
+        let (place, other) = (Place::new(amqp_broker()), amqp_broker());
+        let events = place.events().await;
+        member(&events, "suspend").await;
+        let asked = tokio::time::timeout(Duration::from_secs(1), place.broker.consume(&events, 1)).await;
+        assert!(asked.is_err(), "a queue that answers nothing");
+        // Longer than its making is waited for. There is nothing to see of that until the queue answers.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        member(&events, "resume").await;
+        let mut consumer = other.consume(&events, 10).await.unwrap();
+        place.publish(&events, &["1", "2", "3"]).await;
+        let mut taken = Vec::new();
+        while taken.len() < 3 {
+            taken.push(take(&mut consumer).await);
+        }
+        taken.sort();
+        assert_eq!(taken, ["1", "2", "3"]);
+        consumer.cancel().await;
+        place.clear().await;
+        place.broker.close().await;
+        other.close().await;
+    })
+    .await;
+}
+
+/// Suspends or resumes a quorum queue's one member.
+async fn member(queue: &Queue, what: &str) {
+    let call = format!("sys:{what}(whereis(binary_to_atom(<<\"%2F_{}\">>))).", queue.name);
+    tokio::task::spawn_blocking(move || rabbitmqctl(&["eval", &call])).await.unwrap();
 }
 
 /// Asks the broker's node itself, as an operator would.

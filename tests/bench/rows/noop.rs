@@ -2,22 +2,20 @@
 //! own; everything else is real.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use longshore_coordinator::api::types::RunList;
-use longshore_protocol::RunId;
 use longshore_protocol::broker::Broker as _;
 use longshore_protocol::broker::amqp::AmqpBroker;
 use longshore_tests::Fleet;
 use longshore_worker::engine::fake::FakeEngine;
 use longshore_worker::{BlobSource, Config, Worker};
-use reqwest::Client;
-use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::celery::{self, Celery};
+use crate::drive;
 use crate::failure::{Failure, Result};
 use crate::figure::{Figure, Goal};
 use crate::measure::Row;
@@ -88,24 +86,15 @@ impl Row for Noop {
             "name: noop\nsteps:\n  - {{name: s, image: nothing, matrix: {{n: [{}]}}, command: [\"true\"]}}\n",
             numbers.join(", ")
         );
-        let plan = longshore_coordinator::pipeline::parse("noop.yaml", &pipeline)?;
-        let run = RunId::new();
-        let body = serde_json::to_vec(&json!({ "run": run, "pipeline": plan }))?;
-        let http = Client::builder().no_proxy().build()?;
-        let began_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64() * 1e3;
-        let request = http.post(self.fleet.url("/v1/runs")).header("content-type", "application/json").body(body);
-        request.send().await?.error_for_status()?;
-        let until = Instant::now() + PATIENCE;
-        let mut looks = tokio::time::interval(LOOK);
-        while Instant::now() < until {
-            looks.tick().await;
-            let list: RunList = http.get(self.fleet.url("/v1/runs?limit=1")).send().await?.json().await?;
-            if let Some(settled) = list.runs.first().filter(|summary| summary.run == run).and_then(|s| s.settled_at_ms)
-            {
-                return Ok(vec![STEPS as f64 * 1e3 / (settled as f64 - began_ms)]);
-            }
-        }
-        Err(Failure::new(format!("run {run} does not end")))
+        let (packed, http) = (drive::pack(&pipeline)?, drive::http()?);
+        let began_ms = drive::now_ms();
+        let run = packed.send(&self.fleet).await?;
+        let url = self.fleet.url("/v1/runs?limit=1");
+        let settled_ms = drive::until("a run of nothing ends", LOOK, PATIENCE, async || {
+            let list: RunList = http.get(&url).send().await?.json().await?;
+            Ok(list.runs.first().filter(|summary| summary.run == run).and_then(|summary| summary.settled_at_ms))
+        });
+        Ok(vec![STEPS as f64 * 1e3 / (settled_ms.await? as f64 - began_ms)])
     }
 
     async fn baseline(&mut self) -> Result<Vec<f64>> {

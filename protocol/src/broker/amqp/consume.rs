@@ -1,6 +1,7 @@
 //! Receiving, across lost connections.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use lapin::Channel;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeleteOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -19,9 +20,11 @@ use super::{Inner, short};
 use crate::broker::{Acker, BrokerError, Delivery};
 use crate::topology::{Queue, QueueKind};
 
-/// How long a quorum queue may be without a leader: an election takes a second, and RabbitMQ itself gives up on one
-/// after 30.
-const LEADER_PATIENCE_SECS: u32 = 20;
+/// How long one look at a quorum queue without a leader takes: an election takes a second. Less than the 30 s after which
+/// RabbitMQ itself gives up on one and ends the connection, or no look would ever come to its end.
+const LEADER_PATIENCE_SECS: u32 = 16;
+/// So many looks in a row before it is deleted: together they are longer than RabbitMQ's own patience.
+const LEADER_LOOKS: u32 = 2;
 
 /// One consumer, on whatever connection there is at the moment.
 pub struct AmqpConsumer {
@@ -36,7 +39,8 @@ pub struct AmqpConsumer {
 impl AmqpConsumer {
     /// Consumes as soon as there is a connection. Dropped while it waits, it leaves nothing behind.
     pub(super) async fn start(broker: Arc<Inner>, queue: Queue, prefetch: u16) -> Result<Self, BrokerError> {
-        let feed = Feed { link: broker.consuming.clone(), declared: Arc::clone(&broker.declared), queue, prefetch };
+        let (link, declared) = (broker.consuming.clone(), Arc::clone(&broker.declared));
+        let feed = Feed { link, declared, queue, prefetch, making: Mutex::default() };
         let stop = broker.consumers_stop.child_token();
         let guard = stop.clone().drop_guard();
         let inbox = Arc::new(Inbox::default());
@@ -124,6 +128,9 @@ struct Feed {
     declared: Arc<super::Declared>,
     queue: Queue,
     prefetch: u16,
+    /// On which a consumer is being made. Lapin and the broker keep it with its consumer, and what that is given, unless
+    /// whoever gives that up closes it.
+    making: Mutex<Option<Channel>>,
 }
 
 /// One consumer on one channel.
@@ -143,7 +150,7 @@ enum Stopped {
 impl Feed {
     /// Runs from the first subscription on, of which it tells.
     async fn start(self, told: oneshot::Sender<Result<(), BrokerError>>, inbox: Arc<Inbox>, stop: CancellationToken) {
-        match unless_stopped(&stop, self.subscribe()).await {
+        match self.unless_stopped(&stop, self.subscribe()).await {
             Some(Ok(first)) => {
                 // Where nobody listens any more, `stop` is cancelled, and the consumer with it.
                 let _ = told.send(Ok(()));
@@ -163,7 +170,7 @@ impl Feed {
                 // The broker delivers them again; handed out now, they could not be acked.
                 Stopped::There => drop(inbox.take_all()),
             }
-            subscription = unless_stopped(&stop, self.subscribe_again()).await.flatten();
+            subscription = self.unless_stopped(&stop, self.subscribe_again()).await.flatten();
         }
         inbox.end();
     }
@@ -192,6 +199,7 @@ impl Feed {
     /// Waits for a connection and consumes on it. Loses connections without a word, but refusals with.
     async fn subscribe(&self) -> Result<Subscription, BrokerError> {
         let name = short(&self.queue.name)?;
+        let mut looks = 0;
         loop {
             let session = self.link.session().await?;
             match self.declared.declare(&session, std::slice::from_ref(&self.queue)).await {
@@ -201,25 +209,48 @@ impl Feed {
                 }
                 other => other?,
             }
-            let subscribed = session.run(async {
-                let channel = session.channel().await?;
-                // Of the consumer, not of the channel: quorum queues refuse the latter.
-                channel.basic_qos(self.prefetch, BasicQosOptions { global: false }).await?;
-                let consume = BasicConsumeOptions::default();
-                let deliveries = channel.basic_consume(name.clone(), "".into(), consume, FieldTable::default()).await?;
-                Ok((channel, deliveries))
-            });
-            let answer = tokio::select! {
-                biased;
-                answer = subscribed => answer,
-                () = leader_patience(), if matches!(self.queue.kind, QueueKind::Quorum { .. }) => {
-                    self.make_anew(&session).await;
-                    continue;
-                }
+            let Some(made) = self.make(&session, &name, &mut looks).await else {
+                looks = 0;
+                self.make_anew(&session).await;
+                continue;
             };
-            match answer {
+            // It is the subscription's now, or of no use.
+            *self.making() = None;
+            match made {
                 Ok((channel, deliveries)) => return Ok(Subscription { session, channel, deliveries }),
+                // RabbitMQ's own giving up is one of them: the looks before it count.
                 Err(error) => session.wait_out(&error, &format!("cannot consume from {name}")).await?,
+            }
+        }
+    }
+
+    /// Makes a consumer. `None` if the queue has no leader, after enough looks at it.
+    async fn make(
+        &self,
+        session: &Session,
+        name: &ShortString,
+        looks: &mut u32,
+    ) -> Option<lapin::Result<(Channel, lapin::Consumer)>> {
+        let is_led = matches!(self.queue.kind, QueueKind::Quorum { .. });
+        let mut made = pin!(session.run(async {
+            let channel = session.channel().await?;
+            *self.making() = Some(channel.clone());
+            // Of the consumer, not of the channel: quorum queues refuse the latter.
+            channel.basic_qos(self.prefetch, BasicQosOptions { global: false }).await?;
+            let consume = BasicConsumeOptions::default();
+            let deliveries = channel.basic_consume(name.clone(), "".into(), consume, FieldTable::default()).await?;
+            Ok((channel, deliveries))
+        }));
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut made => return Some(made),
+                () = leader_patience(), if is_led => {
+                    *looks += 1;
+                    if *looks == LEADER_LOOKS {
+                        return None;
+                    }
+                }
             }
         }
     }
@@ -237,6 +268,35 @@ impl Feed {
             // Perhaps somebody else was faster, which ends the connection of who waits for it. Else the next try sees.
             session.pause().await;
         }
+        self.give_up().await;
+    }
+
+    /// What a subscribing comes to. It is not cut off in the middle: lapin keeps a consumer of which nobody was told, with
+    /// its channel and what it is given. Only where the broker is away or does not answer in time; then it is given up.
+    async fn unless_stopped<T>(&self, stop: &CancellationToken, subscribing: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            subscribed = subscribing => return Some(subscribed),
+            () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_TIMEOUT).await } => {}
+        }
+        self.give_up().await;
+        None
+    }
+
+    /// Closes the channel on which a consumer was being made, if there is one. The answer stands behind the consumer's,
+    /// which a slow queue holds up; that the channel ends does not depend on our hearing it.
+    async fn give_up(&self) {
+        let making = self.making().take();
+        if let Some(channel) = making {
+            let closing = channel.close(200, "given up".into());
+            if tokio::time::timeout(GOODBYE_TIMEOUT, closing).await.is_err() {
+                tracing::debug!(queue = self.queue.name, "a channel that was given up is closed later");
+            }
+        }
+    }
+
+    fn making(&self) -> std::sync::MutexGuard<'_, Option<Channel>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves deliveries into the inbox until one of the two sides has enough.
@@ -258,16 +318,6 @@ impl Feed {
                 },
             }
         }
-    }
-}
-
-/// What a subscribing comes to. It is not cut off in the middle: lapin keeps a consumer of which nobody was told, with
-/// its channel and what it is given. Only where the broker does not answer in time, which ends the connection, or is away.
-async fn unless_stopped<T>(stop: &CancellationToken, subscribing: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        subscribed = subscribing => Some(subscribed),
-        () = async { stop.cancelled().await; tokio::time::sleep(GOODBYE_TIMEOUT).await } => None,
     }
 }
 
