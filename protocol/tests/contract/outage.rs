@@ -137,7 +137,7 @@ async fn p2_what_an_outage_left_in_doubt_can_be_sent_again() {
     .await;
 }
 
-/// The heartbeat of 4 s finds out what no closed socket tells (P21): this test takes its time.
+/// The heartbeat of 3 s finds out what no closed socket tells (P21): this test takes its time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p21_a_connection_that_went_silent_is_replaced() {
     within(async {

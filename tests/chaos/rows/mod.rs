@@ -53,8 +53,8 @@ const AFTER_THE_BROKER: Option<f64> = Some(5.0);
 /// The leader's epoch lapses after 3 s (P21).
 const AFTER_THE_LEADER: Option<f64> = Some(5.0);
 
-/// What a frozen leader holds comes back when the broker has missed two to three of AMQP's heartbeats, which are 4 s
-/// (P21): after 8 to 12 s, so the promise is not always kept.
+/// What a frozen leader holds comes back when the broker has missed two to three of AMQP's heartbeats, which are 3 s
+/// (P21).
 const AFTER_A_FROZEN_LEADER: Option<f64> = Some(10.0);
 
 /// A queue without a leader is made anew after 20 s (`docs/decisions/leaderless-queues.md`).
