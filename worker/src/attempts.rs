@@ -3,7 +3,7 @@
 //! An attempt is here from before its `accepted` is sent until `settled` or `abandon`. While it is carried out its
 //! task is the only one that changes it; once it is finished, only the control messages are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use longshore_protocol::job::{Base, Job};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::Offsets;
 use longshore_protocol::process::blocking;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Boot;
@@ -109,11 +109,31 @@ struct Held {
     forgotten: CancellationToken,
 }
 
+/// How many that were let go of are remembered, some tens of bytes each: far more than end while a successor publishes
+/// what a dying coordinator had published already.
+const LET_GO_MAX: usize = 4096;
+
 #[derive(Default)]
 struct Table {
     held: BTreeMap<AttemptKey, Held>,
     /// Their records are on their way to the disk: nobody is told of them yet, and they are not claimed twice.
     claiming: BTreeSet<AttemptKey>,
+    /// Those let go of last, the oldest first: their jobs may come a second time (P3).
+    let_go: VecDeque<AttemptKey>,
+}
+
+impl Table {
+    fn let_go(&mut self, key: AttemptKey) {
+        if self.let_go.len() == LET_GO_MAX {
+            self.let_go.pop_front();
+        }
+        self.let_go.push_back(key);
+    }
+
+    /// Whether an attempt is here, or was.
+    fn had(&self, key: AttemptKey) -> bool {
+        self.held.contains_key(&key) || self.let_go.contains(&key)
+    }
 }
 
 /// All of them.
@@ -129,13 +149,14 @@ impl Attempts {
         Self { disk, log, spools, table: Mutex::default() }
     }
 
-    /// Takes an attempt: its record is on disk when this returns (P4). `None` if it is here already.
+    /// Takes an attempt: its record is on disk when this returns (P4). `None` if it is here already, or was let go of
+    /// lately: what it left, and what a child may go on in, bears the same name.
     pub(crate) async fn claim(&self, job: &Job) -> io::Result<Option<Handle>> {
         let claim = claim_of(job);
         let key = AttemptKey::of(&claim);
         {
             let mut table = self.lock();
-            if table.held.contains_key(&key) || !table.claiming.insert(key) {
+            if table.had(key) || !table.claiming.insert(key) {
                 return Ok(None);
             }
         }
@@ -224,6 +245,11 @@ impl Attempts {
         self.note(Entry::Cancelled { claim: claim.clone(), by: by.clone() }).await;
     }
 
+    /// Its command is being ended, because its worker is.
+    pub(crate) async fn handed_back(&self, claim: &Claim) {
+        self.note(Entry::HandedBack { claim: claim.clone() }).await;
+    }
+
     /// P16: its command has ended so, which its supervisor is about to forget. P19: a commit of its container begins:
     /// after a crash nobody goes on in it, because that may be under way still.
     pub(crate) async fn ended(&self, claim: &Claim, ended: Ended) -> io::Result<()> {
@@ -259,7 +285,12 @@ impl Attempts {
 
     /// Drops record and spool.
     pub(crate) async fn forget(&self, key: AttemptKey) {
-        let Some(held) = self.lock().held.remove(&key) else { return };
+        let held = {
+            let mut table = self.lock();
+            let Some(held) = table.held.remove(&key) else { return };
+            table.let_go(key);
+            held
+        };
         held.forgotten.cancel();
         let spooled = held.spooled.borrow().held();
         metrics::gauge!(crate::metrics::SPOOL_BYTES).decrement(spooled as f64);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _, join_all, select_all, try_join_all};
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::broker::{Broker, BrokerError, Consumer, Delivery, dead_letter};
 use longshore_protocol::event::Event;
 use longshore_protocol::job::Job;
@@ -23,8 +24,8 @@ use tokio::time::Instant;
 use crate::attempts::{Handle, StopReason};
 use crate::clock::Boot;
 use crate::context::Context;
-use crate::disk::records::claim_of;
-use crate::engine::Engine;
+use crate::disk::records::{AttemptKey, claim_of};
+use crate::engine::{ContainerName, Engine};
 use crate::job::{Entrance, carry_out};
 use crate::metrics::CLAIMS;
 use crate::pump;
@@ -241,6 +242,13 @@ async fn claim<B: Broker, E: Engine>(context: &Context<B, E>, delivery: &Deliver
             return Claimed::Unreadable(reason);
         }
     };
+    let claim = claim_of(&job);
+    let left = context.parked.has(AttemptKey::of(&claim));
+    // What it left may be parked, or a child may run in its container: it was carried out, and is long settled.
+    if left || context.tidying.is_used(&ContainerName::of(&context.fence(&claim))) {
+        count("duplicate");
+        return Claimed::Duplicate;
+    }
     let attempt = match context.attempts.claim(&job).await {
         Ok(Some(attempt)) => attempt,
         Ok(None) => {
@@ -259,6 +267,9 @@ async fn claim<B: Broker, E: Engine>(context: &Context<B, E>, delivery: &Deliver
     }
     attempt.leased.send_modify(|leased| leased.ask(Boot::now())); // P18: before it is sent
     let accepted = context.reporter.send(Event::Accepted(claim_of(&job))).await;
+    if breach::is(Breach::AckedBeforeAccepted) {
+        return Claimed::Accepted(job, attempt);
+    }
     tokio::select! {
         biased;
         Ok(()) = accepted => {

@@ -148,7 +148,7 @@ impl Core {
                 }
             }
             Standing::Owner(key) => self.go(speech, key, out), // P18: a heartbeat may have made it the owner
-            Standing::Finisher(_) => {}
+            Standing::Finisher(key) => self.call_off_again(speech, key, out),
             Standing::Stale if breach::is(Breach::SecondTakesOver) && self.take_over(speech, claim, now, out) => {}
             Standing::Stale | Standing::Unknown => Self::abandon(speech, claim, Fenced::Accepted, out),
         }
@@ -162,7 +162,9 @@ impl Core {
         }
         let Claim { run, execution, attempt } = self.state.claim(key);
         let worker = speech.worker.clone();
-        self.commit(Entry::Accepted { run, execution, attempt, worker, number: speech.number }, now, out);
+        // A heartbeat has none: it is behind all that was heard, and before what comes next.
+        let number = if speech.number == 0 { self.state.workers[&worker].number + 1 } else { speech.number };
+        self.commit(Entry::Accepted { run, execution, attempt, worker, number }, now, out);
         true
     }
 
@@ -229,7 +231,9 @@ impl Core {
         };
         if let Some(finished) = finished {
             self.end_finished(key, finished, now, out);
-        } else if let Some(by) = self.state.runs[&key.run].cancelled_by(key.step) {
+        } else if let Some(by) = self.state.runs[&key.run].cancelled_by(key.step)
+            && !breach::is(Breach::CancelledGoesOn)
+        {
             // It was told so before; a restart since then would have made it forget.
             Self::tell(speech.worker, speech.incarnation, Control::Cancel { claim: claim.clone(), by }, out);
         } else if record.phase == Phase::Preparing {

@@ -81,6 +81,11 @@ impl ParkedContainers {
         self.lock().places.values().map(|place| place.claim.clone()).collect()
     }
 
+    /// Whether an attempt's is: then it was carried out here.
+    pub(crate) fn has(&self, key: AttemptKey) -> bool {
+        self.lock().places.contains_key(&key)
+    }
+
     /// That of an attempt.
     pub(super) fn get(&self, key: AttemptKey) -> Option<Arc<Place>> {
         self.lock().places.get(&key).cloned()

@@ -3,6 +3,7 @@
 use longshore_protocol::broker::{Broker as _, REASON_HEADER};
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{AttemptRecord, Event, Phase};
+use longshore_protocol::job::{Job, Keep};
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::{Outcome, Shard, wire};
 
@@ -31,6 +32,37 @@ async fn p4_the_record_is_on_disk_before_accepted_and_nothing_runs_before_its_co
     assert!(matches!(fleet.event().await, Event::Started(started) if started.claim == claim(&job)));
     assert_eq!(fleet.finished().await.outcome, Outcome::Passed);
     assert_eq!(fleet.broker.waiting(&fleet.pool_queue()).await.unwrap(), 0);
+    worker.stop().await;
+}
+
+/// P3: a successor publishes again what its predecessor may have published.
+#[tokio::test]
+async fn p4_a_job_that_comes_when_its_attempt_is_settled_is_dropped() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    let job = fleet.job("a", "echo done");
+    let parked = Job { keep: Keep::Live, ..fleet.job("b", "echo done") };
+    fleet.carry_out(&job).await;
+    let left = fleet.carry_out(&parked).await;
+    fleet.parks(&[&left]).await;
+    for job in [&job, &parked] {
+        fleet.control(&worker, Control::Settled { claim: claim(job) }).await;
+    }
+    fleet.holds_nothing(&worker).await;
+    fleet.dispatch(&job).await;
+    fleet.dispatch(&parked).await;
+    let other = fleet.job("c", "true");
+    fleet.dispatch(&other).await;
+    assert_eq!(fleet.accepted().await, claim(&other), "neither of them is accepted a second time");
+    assert_eq!(fleet.finished().await.outcome, Outcome::Passed);
+    worker.crash().await;
+    // What is parked outlives its worker, and so does whose it is.
+    let (worker, _) = fleet.started().await;
+    fleet.dispatch(&parked).await;
+    let other = fleet.job("d", "true");
+    fleet.dispatch(&other).await;
+    assert_eq!(fleet.finished().await.claim, claim(&other));
+    assert_eq!(fleet.engine.calls("start"), 4);
     worker.stop().await;
 }
 
