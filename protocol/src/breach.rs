@@ -6,20 +6,28 @@
 /// What is done wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Breach {
+    /// P2: what the broker returned counts as published.
+    ReturnedIsPublished,
     /// P3: effects are published before their transaction is committed.
     EffectsBeforeCommit,
     /// P3: what a predecessor left in the outbox is not carried out.
     NoOutbox,
+    /// P4: a job is acked before its `accepted` is confirmed.
+    AckedBeforeAccepted,
     /// P5: a later `accepted` takes over.
     SecondTakesOver,
     /// P6: a job that is gone is not missed.
     GoneIsWaitedFor,
+    /// P7: what a heartbeat lacks is lost, whatever was heard since it was sent.
+    NotHeldAtOnce,
     /// P8: silence is counted by the clock on the wall.
     LeaseByWallClock,
     /// P8: who begins to lead grants nobody a lease.
     NoFreshLease,
     /// P9: a number that is missing is not noticed.
     GapIgnored,
+    /// P10: an incarnation is believed when a later one has joined.
+    OldIncarnationHeard,
     /// P11: the end of a lease dispatches again what is over.
     LeaseEndsWhatIsOver,
     /// P12: there is no owner in the fence.
@@ -34,6 +42,8 @@ pub enum Breach {
     AckedBeforeSpooled,
     /// P17: a new incarnation leaves its predecessor's containers alone.
     NothingIsSwept,
+    /// P18: an exclusive step is started without the coordinator's word, and without a lease.
+    ExclusiveUnleased,
     /// P19: a parent is still committed when a child has taken its container.
     ConsumedIsParents,
     /// P20: a remaking that fails changes the outcome.
@@ -65,14 +75,18 @@ mod chosen {
     pub static MARK: &str = "longshore-can-break-its-rules";
 
     /// Each of them.
-    pub const ALL: [Breach; 18] = [
+    pub const ALL: [Breach; 23] = [
+        Breach::ReturnedIsPublished,
         Breach::EffectsBeforeCommit,
         Breach::NoOutbox,
+        Breach::AckedBeforeAccepted,
         Breach::SecondTakesOver,
         Breach::GoneIsWaitedFor,
+        Breach::NotHeldAtOnce,
         Breach::LeaseByWallClock,
         Breach::NoFreshLease,
         Breach::GapIgnored,
+        Breach::OldIncarnationHeard,
         Breach::LeaseEndsWhatIsOver,
         Breach::NoOwnerInFence,
         Breach::StaleOutputStored,
@@ -80,6 +94,7 @@ mod chosen {
         Breach::OffsetsIgnored,
         Breach::AckedBeforeSpooled,
         Breach::NothingIsSwept,
+        Breach::ExclusiveUnleased,
         Breach::ConsumedIsParents,
         Breach::RemakeChangesOutcome,
         Breach::EpochNotChecked,

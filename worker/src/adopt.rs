@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use longshore_protocol::broker::Broker;
 use longshore_protocol::event::{Event, Finished, Phase};
+use longshore_protocol::outcome::HANDED_BACK;
 use longshore_protocol::output::Offsets;
 
 use crate::attempts::{Handle, Spooled, StopReason};
@@ -83,6 +84,11 @@ async fn enter<B: Broker, E: Engine>(context: &Context<B, E>, open: &Open) -> (O
     let (what, entrance) = match (answer, taken, open.ended.clone()) {
         // How it ended is known, whatever became of its container since: that shows when it is committed.
         (_, taken, Some(ended)) => ("ended", Entrance::Ended { taken, ended }),
+        (_, taken, None) if open.handed_back => {
+            // P11: before that is told.
+            tidy::remove(context, container).await;
+            ("handed_back", Entrance::Lost { taken, reason: HANDED_BACK.to_owned() })
+        }
         (Ok(Adopted::Command { attempt, ran, running }), taken, None) if attempt == fence.to_string() => {
             ("followed", Entrance::Running { taken, ran, running })
         }

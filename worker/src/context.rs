@@ -7,9 +7,10 @@ use longshore_protocol::broker::Broker;
 use longshore_protocol::event::Claim;
 use longshore_protocol::heartbeat::SNAPSHOTS_MAX;
 use longshore_protocol::process::Tasks;
+use longshore_protocol::process::watch;
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{EngineId, Fence, Incarnation, SnapshotId, WorkerId};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempts::Attempts;

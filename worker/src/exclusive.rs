@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
+use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::broker::Broker;
 use longshore_protocol::job::Job;
 use longshore_protocol::lease::{DEAD_BEFORE_END, GRACE_MAX, LEASE_MIN, VOID_BEFORE_END};
 use longshore_protocol::outcome::GO_VOID;
+use longshore_protocol::process::watch;
 use longshore_protocol::{InfraStage, Outcome};
-use tokio::sync::watch;
 
 use crate::clock::Boot;
 use crate::context::Context;
@@ -102,7 +103,7 @@ pub(crate) async fn cleared<B: Broker, E: Engine>(
     context: &Context<B, E>,
     task: &mut Task,
 ) -> Result<Option<CommandLease>, End> {
-    if !task.job.spec.exclusive {
+    if !task.job.spec.exclusive || breach::is(Breach::ExclusiveUnleased) {
         return Ok(None);
     }
     let lease = context.config.lease;

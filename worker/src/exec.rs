@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
 use longshore_protocol::event::{Event, Started};
+use longshore_protocol::process::watch;
 use longshore_protocol::{InfraStage, Outcome};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -180,7 +181,11 @@ async fn watch<B: Broker, E: Engine>(
             }
             return (ended, broke);
         }
-        Ended::Stopped(StopReason::Shutdown) => grace.min(SHUTDOWN_GRACE_MAX),
+        Ended::Stopped(StopReason::Shutdown) => {
+            // A crash from here on must not make the signal that it gets the user's (promise 2).
+            context.attempts.handed_back(&attempt.claim).await;
+            grace.min(SHUTDOWN_GRACE_MAX)
+        }
         // Nobody reads what it would still say.
         Ended::Stopped(StopReason::Abandoned) => Duration::ZERO,
         Ended::Stopped(StopReason::Cancelled(by)) => {

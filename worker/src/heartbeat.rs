@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::heartbeat::{Heartbeat, HeartbeatMessage};
+use longshore_protocol::process::watch;
 use longshore_protocol::{Shard, wire};
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::clock::Boot;

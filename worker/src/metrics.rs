@@ -47,8 +47,8 @@ pub(crate) const OPERATIONS: [&str; 11] = [
 ];
 
 /// The values of `what`: what became of an attempt or a parked container that an earlier incarnation left (P10).
-pub(crate) const ADOPTIONS: [&str; 7] =
-    ["followed", "ended", "taken", "prepared_again", "lost", "parked", "parked_lost"];
+pub(crate) const ADOPTIONS: [&str; 8] =
+    ["followed", "ended", "taken", "prepared_again", "handed_back", "lost", "parked", "parked_lost"];
 
 /// The values of `kind`: what made a control message stale (P22).
 pub(crate) const FENCES: [&str; 3] = ["worker", "incarnation", "epoch"];

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::output::{Offsets, RUN_BYTES_MAX, Run, Stream};
-use tokio::sync::{mpsc, watch};
+use longshore_protocol::process::watch;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempts::Spooled;
@@ -172,6 +173,7 @@ impl Spool {
             }
             if breach::is(Breach::AckedBeforeSpooled) {
                 read.send_replace(self.ahead.read());
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await; // until that is heard
             }
             if self.frames.len() >= FRAMES_BYTES {
                 self.write().await?;

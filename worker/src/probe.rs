@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 use tokio::time::timeout;
 
 use crate::context::Context;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::output::{MESSAGE_BYTES_MAX, Offsets, OutputMessage, Run, WINDOW_BYTES};
+use longshore_protocol::process::watch;
 use longshore_protocol::wire;
-use tokio::sync::watch;
 
 use crate::attempts::{Handle, Spooled};
 use crate::context::Context;

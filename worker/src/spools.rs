@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, watch};
+use longshore_protocol::process::watch;
+use tokio::sync::Semaphore;
 
 /// What is counted: a piece of output, as it is read.
 const UNIT_BYTES: u64 = 64 * 1024;

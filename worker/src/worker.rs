@@ -7,9 +7,9 @@ use std::time::Duration;
 use longshore_protocol::broker::{Broker, BrokerError};
 use longshore_protocol::event::{Event, Hello};
 use longshore_protocol::process::Tasks;
+use longshore_protocol::process::watch;
 use longshore_protocol::{Epoch, Incarnation, WorkerId};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 

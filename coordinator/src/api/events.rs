@@ -14,7 +14,7 @@ use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures_util::{Stream, stream};
 use longshore_protocol::RunId;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::auth::Asker;

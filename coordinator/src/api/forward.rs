@@ -48,7 +48,7 @@ impl Passing {
     }
 }
 
-/// Before anything else is asked of the request: whoever leads asks for the token.
+/// Behind the question who asks: nobody without a token has a body read here. Whoever leads asks again.
 pub(super) async fn pass_on(State(state): State<ApiState>, request: Request, next: Next) -> Response {
     let wanted = request.method() == Method::POST || request.uri().path() == "/v1/workers";
     if !wanted || request.headers().contains_key(PASSED_ON) {
@@ -70,10 +70,20 @@ pub(super) async fn pass_on(State(state): State<ApiState>, request: Request, nex
     match tokio::time::timeout(ANSWER, passed.send()).await {
         Ok(Ok(answer)) => answered(answer),
         // Nobody is there any more: we may be the next to lead, which the request then waits for.
-        Ok(Err(error)) if error.is_connect() => next.run(Request::from_parts(parts, Body::from(body))).await,
+        Ok(Err(error)) if error.is_connect() => {
+            tracing::warn!(leader, %error, "the coordinator that leads cannot be reached");
+            next.run(Request::from_parts(parts, Body::from(body))).await
+        }
         // It may have been carried out.
-        Ok(Err(_)) | Err(_) => ApiError::NotLeading.into_response(),
+        Ok(Err(error)) => unheard(&leader, &error.to_string()),
+        Err(_) => unheard(&leader, "no answer in time"),
     }
+}
+
+/// For whoever runs the fleet: a wrong `--advertise`, or a firewall between coordinators.
+fn unheard(leader: &str, reason: &str) -> Response {
+    tracing::warn!(leader, reason, "a request could not be passed on to the coordinator that leads");
+    ApiError::NotLeading.into_response()
 }
 
 fn answered(answer: reqwest::Response) -> Response {

@@ -37,8 +37,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
+use longshore_protocol::process::watch;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use error::ApiError;
@@ -160,8 +161,8 @@ pub(crate) fn router(state: ApiState) -> Router {
         // A blob is streamed to disk and has a bound of its own.
         .route("/v1/blobs/{hash}", get(blobs::get).put(blobs::put).layer(DefaultBodyLimit::disable()))
         .route("/metrics", get(health::metrics))
-        .layer(axum::middleware::from_fn_with_state(state.clone(), auth::check))
         .layer(axum::middleware::from_fn_with_state(state.clone(), forward::pass_on))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), auth::check))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let open = Router::new().route("/healthz", get(health::healthz)).route("/readyz", get(health::readyz));
     guarded.merge(open).fallback(async || ApiError::NotFound("page")).with_state(state)

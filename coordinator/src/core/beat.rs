@@ -24,6 +24,7 @@ impl Core {
                 self.answer(speech, heartbeat, out); // P18: the lease has begun anew
             }
             Speaker::New => self.beat_new(speech, heartbeat, out),
+            Speaker::Old if breach::is(Breach::OldIncarnationHeard) => self.beat_current(speech, heartbeat, now, out),
             Speaker::Old => out.fenced.push(Fenced::Incarnation),
             Speaker::Clone => Self::refuse(speech, out),
         }
@@ -62,11 +63,12 @@ impl Core {
 
         // P7: a heartbeat overtakes events. Until all that were sent before it are in, what it adds to them is
         // not news, and what it lacks proves nothing.
-        if heartbeat.last_event <= heard {
+        if heartbeat.last_event <= heard || breach::is(Breach::NotHeldAtOnce) {
             for record in &heartbeat.attempts {
                 self.record(speech, record, now, out);
             }
-            self.not_listed(speech, heartbeat.last_event, &heartbeat.attempts, now, out);
+            let number = if breach::is(Breach::NotHeldAtOnce) { u64::MAX } else { heartbeat.last_event };
+            self.not_listed(speech, number, &heartbeat.attempts, now, out);
             self.release_unneeded(speech, &heartbeat.parked, out);
             return;
         }
@@ -78,7 +80,7 @@ impl Core {
         }
         let seen = self.fleet.seen.entry(speech.worker.clone()).or_default();
         let since = *seen.behind_since.get_or_insert(tick);
-        if since + u64::from(self.config.resend_ticks) <= tick {
+        if since + u64::from(self.config.resend_ticks) <= tick && !breach::is(Breach::GapIgnored) {
             // The last event before it may be lost, with none behind it that would show the gap (P9).
             self.ask_sync(speech.worker, out);
         }
@@ -95,7 +97,8 @@ impl Core {
         let alive: Vec<WorkerId> =
             self.state.workers.iter().filter(|(_, worker)| worker.alive).map(|(id, _)| id.clone()).collect();
         for worker in alive {
-            let unheard = breach::is(Breach::NoFreshLease) && !self.fleet.seen.contains_key(&worker);
+            let unheard = || self.fleet.seen.get(&worker).is_none_or(|seen| seen.slots_free.is_none());
+            let unheard = breach::is(Breach::NoFreshLease) && unheard();
             if self.fleet.silence(&worker) >= lease || unheard {
                 self.lease_ends(&worker, now, out);
             } else if self.fleet.seen.get(&worker).is_some_and(|seen| seen.slots_free.is_some_and(|free| free > 0)) {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use longshore_protocol::Epoch;
 use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::heartbeat::HeartbeatMessage;
+use longshore_protocol::process::watch;
 use longshore_protocol::topology::Address;
 use longshore_protocol::wire;
-use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 /// Sends ticks until it is dropped. `back` holds the highest number that came back.

@@ -28,7 +28,7 @@ impl<B: Broker> Writer<B> {
         let begun = Instant::now();
         self.shared.store.commit(self.epoch, &work.batch).await?;
         self.committed_at = Instant::now();
-        self.hands.renewed.send_replace(begun);
+        self.hands.renewed.send_replace(Some(begun));
         metrics::histogram!("longshore_store_commit_seconds").record(begun.elapsed());
         metrics::histogram!("longshore_store_batch_inputs").record(inputs as f64);
         self.committed(work).await;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use longshore_protocol::RunId;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 
 /// Followers by run. It says only *that* something was committed: followers read the store.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ impl Feed {
     pub fn subscribe(&self, run: RunId) -> watch::Receiver<()> {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         // Those of runs that no longer change would stay for ever.
-        runs.retain(|_, sender| sender.receiver_count() > 0);
+        runs.retain(|_, sender| !sender.is_closed());
         runs.entry(run).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
 
@@ -26,9 +26,10 @@ impl Feed {
     pub fn committed(&self, changed: impl IntoIterator<Item = RunId>) {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         for run in changed {
-            // Without a follower it fails: then nobody needs the entry.
-            if runs.get(&run).is_some_and(|sender| sender.send(()).is_err()) {
-                runs.remove(&run);
+            let Some(sender) = runs.get(&run) else { continue };
+            sender.send_replace(());
+            if sender.is_closed() {
+                runs.remove(&run); // nobody needs the entry
             }
         }
     }

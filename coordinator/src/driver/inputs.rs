@@ -52,6 +52,16 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether nobody waits for the answer any more.
+    pub(super) fn is_unheard(&self) -> bool {
+        match self {
+            Self::Submit { reply, .. } => reply.is_closed(),
+            Self::Cancel { reply, .. } | Self::CancelSteps { reply, .. } => reply.is_closed(),
+            Self::Present { reply, .. } => reply.is_closed(),
+            Self::Retry { reply, .. } => reply.is_closed(),
+        }
+    }
+
     /// How many steps it brings; at least 1, so that a count of them bounds a batch.
     pub(super) fn steps(&self) -> usize {
         match self {

@@ -7,6 +7,7 @@
 //! 5. around it: [`outbox`] publishes (P3), [`clock`] ticks (P8), [`gone`] looks at job queues (P6),
 //!    [`feed`] wakes followers.
 
+mod calendar;
 mod clock;
 mod commit;
 mod config;
@@ -26,9 +27,10 @@ use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
 use longshore_protocol::process;
+use longshore_protocol::process::watch;
 use longshore_protocol::topology::Topology;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use past::{Past, past};

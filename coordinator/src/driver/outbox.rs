@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::broker::{Broker, Outgoing, PublishError};
+use longshore_protocol::process::watch;
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{PoolName, Shard};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::gone::queue_of;
@@ -66,8 +67,8 @@ pub(super) struct Publisher<B: Broker> {
     pub(super) shard: Shard,
     pub(super) store: Arc<dyn Store>,
     pub(super) newest: watch::Receiver<Newest>,
-    /// When the last transaction was begun that renewed the epoch.
-    pub(super) renewed: watch::Receiver<Instant>,
+    /// When the last transaction was begun that renewed the epoch; `None` before the reign's first.
+    pub(super) renewed: watch::Receiver<Option<Instant>>,
     pub(super) done: mpsc::Sender<Internal>,
     pub(super) declared: BTreeSet<PoolName>,
 }
@@ -121,6 +122,9 @@ impl<B: Broker> Publisher<B> {
         self.leads().await;
         match self.broker.publish(messages(&rows)).await {
             Ok(()) => self.report(rows.into_iter().map(confirmed).collect()).await,
+            Err(PublishError::Returned { .. }) if breach::is(Breach::ReturnedIsPublished) => {
+                self.report(rows.into_iter().map(confirmed).collect()).await;
+            }
             Err(PublishError::Returned { .. }) => {
                 // A pool's queue that somebody deleted is made again, or its jobs would be returned for ever.
                 self.declared.clear();
@@ -135,7 +139,7 @@ impl<B: Broker> Publisher<B> {
     /// P21: only the active one publishes. One that was frozen finds what it had in hand when it is woken, and learns
     /// from its next transaction that another leads: until then it commands nothing.
     async fn leads(&mut self) {
-        while self.renewed.borrow_and_update().elapsed() >= LAPSE {
+        while self.renewed.borrow_and_update().is_none_or(|renewed| renewed.elapsed() >= LAPSE) {
             if self.renewed.changed().await.is_err() {
                 // The reign is over: this task is about to be ended.
                 std::future::pending::<()>().await;

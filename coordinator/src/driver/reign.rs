@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_protocol::broker::Broker;
-use longshore_protocol::process::{Tasks, wall_ms};
+use longshore_protocol::process::Tasks;
+use longshore_protocol::process::watch;
 use longshore_protocol::{Epoch, Shard};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::calendar::Calendar;
 use super::inputs::{Arrival, Command, INTERNALS, Intake, Internal, consume};
 use super::outbox::{Newest, Publisher};
 use super::writer::{Hands, Writer};
@@ -55,7 +57,7 @@ pub(super) async fn lead<B: Broker>(
         // from each other for ever. That it is lost all the same, the first transaction says.
         let recovering = stop.child_token();
         tracker.spawn(recovering.clone().run_until_cancelled_owned(renew(shared.store.clone(), epoch)));
-        let recovered = recover(shared, epoch, &tracker, &stop).await;
+        let recovered = recover(shared, epoch, &tracker, &stop).await.map_err(unreadable);
         recovering.cancel();
         let (writer, intake, internals) = recovered?;
         rule(writer, intake, internals, commands, &stop).await
@@ -65,6 +67,14 @@ pub(super) async fn lead<B: Broker>(
     tracker.close();
     tracker.wait().await;
     led
+}
+
+/// What cannot be read now cannot be read by anybody who leads next.
+fn unreadable(error: ReignError) -> ReignError {
+    match error {
+        ReignError::Store(unreadable @ StoreError::Unreadable { .. }) => ReignError::Replay(unreadable.to_string()),
+        error => error,
+    }
 }
 
 async fn renew(store: Arc<dyn Store>, epoch: Epoch) {
@@ -113,7 +123,7 @@ async fn recover<B: Broker>(
         let steps = core.run_view(run).map(|view| view.steps).unwrap_or_default();
         phases.extend(steps.iter().enumerate().map(|(index, step)| ((run, index), step.phase)));
     }
-    let (hands, intake, internals) = start_tasks(&shared, epoch, counters.outbox, tracker, stop);
+    let Started { hands, intake, internals, begun } = start_tasks(&shared, epoch, counters.outbox, tracker, stop);
     let mut writer = Writer {
         shared,
         shard: SHARD,
@@ -129,10 +139,22 @@ async fn recover<B: Broker>(
         phases,
         confirmed: Vec::new(),
         committed_at: Instant::now(),
+        calendar: Calendar::behind(now),
         now,
     };
-    writer.begin(wall_ms()).await?;
+    writer.begin().await?;
+    // Where they have ended, the reign has as well.
+    let _ = begun.send(());
     Ok((writer, intake, internals))
+}
+
+/// The tasks around the writer, from its side.
+struct Started {
+    hands: Hands,
+    intake: Intake,
+    internals: mpsc::Receiver<Internal>,
+    /// That the reign's first transaction is committed.
+    begun: oneshot::Sender<()>,
 }
 
 fn start_tasks<B: Broker>(
@@ -141,10 +163,13 @@ fn start_tasks<B: Broker>(
     newest: i64,
     tracker: &Tasks,
     stop: &CancellationToken,
-) -> (Hands, Intake, mpsc::Receiver<Internal>) {
+) -> Started {
     let (internals, internals_in) = mpsc::channel(INTERNALS);
     let (newest, newest_in) = watch::channel(Newest::recovered(newest));
-    let (renewed, renewed_in) = watch::channel(Instant::now());
+    // P21: nothing is consumed or published before the reign's first transaction has shown that it is one. Of one
+    // watch, two that wait would be woken in no order.
+    let (renewed, renewed_in) = watch::channel(None);
+    let (begun, begins) = oneshot::channel();
     let (tick_back, tick_back_in) = watch::channel(0);
     // One order of looks at a time, and one set of consumers ever.
     let (looks, looks_in) = mpsc::channel(1);
@@ -171,6 +196,9 @@ fn start_tasks<B: Broker>(
     let (consuming, queues) = (broker.clone(), topology.clone());
     let (every, lease) = (shared.tick, shared.lease);
     spawn(Box::pin(async move {
+        if begins.await.is_err() {
+            return;
+        }
         consume(consuming.clone(), queues.clone(), SHARD, RENEW, &ready).await;
         // P8: the clock begins when a tick has where to go, and can come back.
         let heartbeats = queues.heartbeats(SHARD).address();
@@ -178,7 +206,7 @@ fn start_tasks<B: Broker>(
     }));
     spawn(Box::pin(gone::look(broker, topology, SHARD, looks_in, internals.clone())));
     let hands = Hands { tracker: tracker.clone(), stop: stop.clone(), internals, newest, renewed, tick_back, looks };
-    (hands, Intake::new(arriving), internals_in)
+    Started { hands, intake: Intake::new(arriving), internals: internals_in, begun }
 }
 
 /// Batch after batch: while a transaction runs, the inputs of the next one gather.
@@ -192,7 +220,8 @@ async fn rule<B: Broker>(
     let mut renew = tokio::time::interval(RENEW);
     renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let wait = writer.core.next_wakeup().map(|at| Duration::from_millis(at.saturating_sub(wall_ms())));
+        let wakeup = writer.core.next_wakeup();
+        let wait = wakeup.map(|at| Duration::from_millis(at.saturating_sub(writer.calendar.now())));
         let first = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(writer.end().await?),
@@ -222,6 +251,6 @@ async fn rule<B: Broker>(
         if idle && arrivals.len() == 1 {
             continue;
         }
-        writer.carry_out(arrivals, wall_ms()).await?;
+        writer.carry_out(arrivals).await?;
     }
 }

@@ -1,6 +1,7 @@
 //! One batch: each input to the core, and what follows from it gathered for one transaction (P3).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::broker::{Broker, Delivery, dead_letter};
@@ -9,12 +10,14 @@ use longshore_protocol::event::{Claim, EventMessage};
 use longshore_protocol::heartbeat::HeartbeatMessage;
 use longshore_protocol::output::{Offsets, OutputMessage, Stream};
 use longshore_protocol::process::Tasks;
+use longshore_protocol::process::watch;
 use longshore_protocol::wire::{self, Unreadable};
 use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, Shard};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Shared;
+use super::calendar::Calendar;
 use super::gone::{Look, queue_of};
 use super::inputs::{Arrival, Command, Internal, Source, Taken};
 use super::outbox::Newest;
@@ -23,7 +26,7 @@ use crate::core::entry::Entry;
 use crate::core::input::{Input, Millis};
 use crate::core::retry::Missed;
 use crate::core::view::StepPhase;
-use crate::core::{Core, Illegal, NotRetried, OutputFence, Step};
+use crate::core::{Core, NotRetried, OutputFence, Step};
 use crate::logs::LogDesk;
 use crate::store::StoreError;
 use crate::store::batch::{Batch, EntryRow, NewLog, OutboxAbout, OutboxRow};
@@ -56,9 +59,13 @@ pub(super) struct Writer<B: Broker> {
     /// what the workers answer; and what a crash leaves is published again, which is harmless (P3).
     pub(super) confirmed: Vec<i64>,
     pub(super) committed_at: Instant,
-    /// INVARIANT: never goes back, whatever the host's clock does: the core compares its moments.
+    pub(super) calendar: Calendar,
+    /// Of the batch that is carried out.
     pub(super) now: Millis,
 }
+
+/// How long the one writer waits for the journal of a run that is opened again: less than it takes the epoch to lapse.
+const RECALL_MAX: Duration = Duration::from_secs(1);
 
 /// The tasks around the writer.
 pub(super) struct Hands {
@@ -68,7 +75,7 @@ pub(super) struct Hands {
     /// The newest rows of the outbox, for the publisher.
     pub(super) newest: watch::Sender<Newest>,
     /// When the last transaction was begun that renewed the epoch, for the publisher (P21).
-    pub(super) renewed: watch::Sender<Instant>,
+    pub(super) renewed: watch::Sender<Option<Instant>>,
     /// The highest tick that came back, for the clock.
     pub(super) tick_back: watch::Sender<u64>,
     /// Looks at job queues (P6).
@@ -122,13 +129,12 @@ impl Work {
 impl<B: Broker> Writer<B> {
     /// Carries out one batch. After an error nothing of it was written, and the reign is over: what is
     /// in memory is ahead of the store.
-    pub(super) async fn carry_out(&mut self, arrivals: Vec<Arrival>, now: Millis) -> Result<(), StoreError> {
-        let passed = now.saturating_sub(self.now);
-        self.now = self.now.max(now);
+    pub(super) async fn carry_out(&mut self, arrivals: Vec<Arrival>) -> Result<(), StoreError> {
+        let before = std::mem::replace(&mut self.now, self.calendar.now());
         let inputs = arrivals.len();
         let mut work = Work::default();
         if breach::is(Breach::LeaseByWallClock) {
-            for _ in 0..(passed / 1_000).min(100) {
+            for _ in 0..((self.now - before) / 1_000).min(100) {
                 self.apply(&Input::Tick { epoch: self.epoch }, &mut work);
             }
         }
@@ -152,8 +158,8 @@ impl<B: Broker> Writer<B> {
     }
 
     /// What a new leader says first: what is stored of the open logs, then that it leads (P8).
-    pub(super) async fn begin(&mut self, now: Millis) -> Result<(), StoreError> {
-        self.now = self.now.max(now);
+    pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
+        self.now = self.calendar.now();
         let mut work = Work::default();
         for claim in self.core.open_logs() {
             if let Some(offsets) = self.logs.stored(&claim) {
@@ -181,6 +187,10 @@ impl<B: Broker> Writer<B> {
     }
 
     async fn command(&mut self, command: Command, work: &mut Work) -> Result<(), StoreError> {
+        if command.is_unheard() {
+            // It may have stood in the line since an earlier reign, and whoever asked was told that it failed.
+            return Ok(());
+        }
         match command {
             Command::Submit { run, tenant, pipeline, pipeline_hash, reply } => {
                 // A run that is done was forgotten by the core: only the store knows it.
@@ -200,7 +210,7 @@ impl<B: Broker> Writer<B> {
                 drop(reply.send(self.core.present(run, execution, self.now)));
             }
             Command::Retry { run, only, reply } => {
-                if let Err(refused) = self.retry(run, only, work).await? {
+                if let Err(refused) = self.retry(run, only, work).await {
                     // A client that went away is not told.
                     reply.send(Err(refused)).ok();
                 } else {
@@ -216,28 +226,28 @@ impl<B: Broker> Writer<B> {
     }
 
     /// A run that is done was forgotten by the core: it is taken back from its journal.
-    async fn retry(
-        &mut self,
-        run: RunId,
-        only: Vec<Missed>,
-        work: &mut Work,
-    ) -> Result<Result<(), NotRetried>, StoreError> {
-        if self.core.run_summary(run).is_none() {
-            let entries = self.shared.store.entries_to_recall(run).await?;
-            let bad = |illegal: Illegal| StoreError::Unreadable { what: "a journal", why: illegal.to_string() };
-            if let Err(unreadable) = self.core.recall(run, entries).map_err(bad) {
-                // Nobody else's run suffers from one that is damaged.
-                tracing::error!(error = %unreadable, %run, "a run cannot be opened again");
-                return Ok(Err(NotRetried::Unknown));
+    async fn retry(&mut self, run: RunId, only: Vec<Missed>, work: &mut Work) -> Result<(), NotRetried> {
+        let forgotten = self.core.run_summary(run).is_none();
+        if forgotten {
+            // Nobody else's run suffers from one that is damaged, or from readers that keep the store busy (P21).
+            let entries = tokio::time::timeout(RECALL_MAX, self.shared.store.entries_to_recall(run)).await;
+            let recalled = entries.map_err(|_| "the store did not answer in time".to_owned()).and_then(|entries| {
+                let entries = entries.map_err(|error| error.to_string())?;
+                self.core.recall(run, entries).map_err(|illegal| illegal.to_string())
+            });
+            if let Err(reason) = recalled {
+                tracing::error!(reason, %run, "a run cannot be opened again");
+                return Err(NotRetried::Unknown);
             }
         }
         let refused = self.core.retryable(run, &only).err();
         match refused {
-            // As it was, it need not be in memory.
-            Some(_) => self.core.forget(run),
+            // As it was, it need not be in memory. One that is, is there for whatever this batch still writes of it.
+            Some(_) if forgotten => self.core.forget(run),
+            Some(_) => {}
             None => self.apply(&Input::Retry { run, only }, work),
         }
-        Ok(refused.map_or(Ok(()), Err))
+        refused.map_or(Ok(()), Err)
     }
 
     fn internal(&mut self, internal: Internal, work: &mut Work) {

@@ -13,8 +13,8 @@ use longshore_coordinator::{Config, Coordinator, CoordinatorError, StateLocation
 use longshore_protocol::Shard;
 use longshore_protocol::broker::Broker;
 use longshore_protocol::broker::amqp::AmqpBroker;
+use longshore_protocol::process::watch;
 use longshore_protocol::topology::Topology;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::cli::CoordinatorArgs;

@@ -6,6 +6,10 @@
 
 #[cfg(feature = "simulated")]
 pub mod simulated;
+#[cfg(feature = "simulated")]
+pub mod watch;
+#[cfg(not(feature = "simulated"))]
+pub use tokio::sync::watch;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -50,6 +50,8 @@ pub(crate) enum Entry {
     Running { claim: Claim },
     /// Nobody wants it any more, and its command was told so: however that ends, it was cancelled.
     Cancelled { claim: Claim, by: CancelledBy },
+    /// Its worker is told to end, and so was its command: however that ends, it was handed back.
+    HandedBack { claim: Claim },
     /// P16: its command has ended, and the supervisor, which knew how, may forget it: the container is cleaned and
     /// committed next. An Engine goes on with a commit whatever becomes of the worker.
     Ended { claim: Claim, ended: Box<Ended> },
@@ -107,6 +109,7 @@ pub(crate) struct Open {
     /// Its command was started. It may have been started also if this does not say so.
     pub(crate) running: bool,
     pub(crate) cancelled: Option<CancelledBy>,
+    pub(crate) handed_back: bool,
     /// Its command has ended, and a commit of its container may be under way.
     pub(crate) ended: Option<Ended>,
 }
@@ -130,7 +133,14 @@ impl Records {
         match entry {
             Entry::Claimed { job } => {
                 let key = AttemptKey::of(&claim_of(&job));
-                let open = Open { job: *job, consumed: None, running: false, cancelled: None, ended: None };
+                let open = Open {
+                    job: *job,
+                    consumed: None,
+                    running: false,
+                    cancelled: None,
+                    handed_back: false,
+                    ended: None,
+                };
                 self.attempts.insert(key, Local::Open(Box::new(open)));
             }
             Entry::Consumed { claim, parked } => {
@@ -139,6 +149,7 @@ impl Records {
             }
             Entry::Running { claim } => self.change(&claim, |open| open.running = true),
             Entry::Cancelled { claim, by } => self.change(&claim, |open| open.cancelled = Some(by)),
+            Entry::HandedBack { claim } => self.change(&claim, |open| open.handed_back = true),
             Entry::Ended { claim, ended } => self.change(&claim, |open| open.ended = Some(*ended)),
             Entry::Committing { claim } => {
                 if let Some(parked) = self.parked.get_mut(&AttemptKey::of(&claim)) {
@@ -181,7 +192,7 @@ impl Records {
         for local in self.attempts.values() {
             match local {
                 Local::Open(open) => {
-                    let Open { job, consumed, running, cancelled, ended } = &**open;
+                    let Open { job, consumed, running, cancelled, handed_back, ended } = &**open;
                     let claim = claim_of(job);
                     entries.push(Entry::Claimed { job: Box::new(job.clone()) });
                     let consumed = consumed.clone().map(Box::new);
@@ -189,6 +200,7 @@ impl Records {
                     entries.extend(running.then(|| Entry::Running { claim: claim.clone() }));
                     let ended = ended.clone().map(Box::new);
                     entries.extend(ended.map(|ended| Entry::Ended { claim: claim.clone(), ended }));
+                    entries.extend(handed_back.then(|| Entry::HandedBack { claim: claim.clone() }));
                     entries.extend(cancelled.clone().map(|by| Entry::Cancelled { claim, by }));
                 }
                 Local::Over(finished) => {
@@ -271,6 +283,7 @@ pub(crate) mod tests {
                 Self::Consumed { claim, .. }
                 | Self::Running { claim }
                 | Self::Cancelled { claim, .. }
+                | Self::HandedBack { claim }
                 | Self::Ended { claim, .. }
                 | Self::Committing { claim }
                 | Self::Forgotten { claim }
@@ -367,6 +380,7 @@ pub(crate) mod tests {
             Entry::Consumed { claim: child.clone(), parked: Box::new(parked_of("parent")) },
             Entry::Running { claim: child.clone() },
             Entry::Cancelled { claim: child.clone(), by: CancelledBy::User },
+            Entry::HandedBack { claim: child.clone() },
             Entry::Forgotten { claim: claimed("parent").claim() },
             finished("child"),
             Entry::Forgotten { claim: child.clone() },

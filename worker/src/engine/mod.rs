@@ -13,9 +13,10 @@ use bytes::Bytes;
 use longshore_protocol::event::Usage;
 use longshore_protocol::job::{Network, Resources};
 use longshore_protocol::output::{Offsets, Stream};
+use longshore_protocol::process::watch;
 use longshore_protocol::{EngineId, Fence, SnapshotId, WorkerId};
 use tokio::io::AsyncRead;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Boot;
 

@@ -9,7 +9,8 @@ use bollard::errors::Error as ClientError;
 use bollard::query_parameters::{AttachContainerOptionsBuilder, WaitContainerOptionsBuilder};
 use futures_util::stream::{Stream as Frames, StreamExt};
 use longshore_protocol::output::{Offsets, Stream};
-use tokio::sync::{mpsc, oneshot, watch};
+use longshore_protocol::process::watch;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::super::{ContainerName, EngineError, Exit, ExitStatus, OUTPUT_PIECES_MAX, Piece, Running};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use longshore_protocol::job::Resources;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 
 use super::container::{Image, Phase};
 use super::files::{Files, Node};
@@ -177,6 +177,12 @@ impl FakeEngine {
             _ => !container.direct || container.running().is_some(),
         };
         state.containers.get(name).is_some_and(alive)
+    }
+
+    /// The attempts whose commands run.
+    pub fn commands(&self) -> Vec<String> {
+        let state = self.lock();
+        state.containers.values().filter_map(|container| Some(container.running()?.attempt.clone())).collect()
     }
 
     /// An image with these files (path and content) and declared VOLUMEs: it need not be pulled.

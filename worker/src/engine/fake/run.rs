@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use longshore_protocol::output::{LINE_BYTES_MAX, Offsets, Stream};
-use tokio::sync::{mpsc, oneshot, watch};
+use longshore_protocol::process::watch;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use longshore_protocol::output::Stream;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 use tokio::time::Instant;
 
 use super::container::lock;

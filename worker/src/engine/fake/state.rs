@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use longshore_protocol::WorkerId;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 
 use super::container::{Container, Image, Phase};
 use super::faults::Faults;

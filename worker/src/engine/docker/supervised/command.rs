@@ -9,8 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use longshore_protocol::event::Usage;
 use longshore_protocol::output::{Offsets, Stream};
+use longshore_protocol::process::watch;
 use longshore_supervisor::wire::{self, Run};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::super::super::{EngineError, Exit, ExitStatus, OUTPUT_PIECES_MAX, Piece, Running};
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use bollard::models::ImageConfig;
 use longshore_protocol::job::Resources;
-use tokio::sync::watch;
+use longshore_protocol::process::watch;
 
 use super::super::{ContainerName, Duty, EngineError, Way};
 use super::{DockerEngine, errors};
