@@ -17,8 +17,13 @@ impl Run {
     /// Until when a step must have been claimed, if it could be dispatched.
     fn queue_deadline(&self, index: usize) -> Option<Millis> {
         let step = &self.steps[index];
-        let waits = step.waits == 0 && step.remake_of.is_none();
-        Some(step.ready_at + self.planned(index).queue_timeout_ms.filter(|_| waits)?)
+        // While its parent's files are made again it waits for those, and for a worker only then.
+        let parent = self.parent(index);
+        let remaking = parent.is_some_and(|parent| self.remake_under_way(parent).is_some());
+        let remade =
+            parent.and_then(|parent| self.steps[*self.steps[parent].remakes.last()?].attempts.last()?.ended_at);
+        let waits = step.waits == 0 && step.remake_of.is_none() && !remaking;
+        Some(step.ready_at.max(remade.unwrap_or(0)) + self.planned(index).queue_timeout_ms.filter(|_| waits)?)
     }
 }
 
@@ -39,10 +44,8 @@ impl Core {
                 self.deadlines.extend(run.deadline().map(|at| (at, id)));
             }
             Entry::Settled { execution, outcome, .. } if outcome.is_passed() => {
-                let step = run.indices[execution];
-                if run.steps[step].remake_of.is_none() {
-                    run.graph.dependents[step].iter().copied().for_each(expect);
-                }
+                let step = run.original(run.indices[execution]);
+                run.graph.dependents[step].iter().copied().for_each(expect);
             }
             Entry::Retried { execution, .. } => expect(run.indices[execution]),
             Entry::RunSettled { .. } => {

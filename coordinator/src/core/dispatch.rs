@@ -103,7 +103,9 @@ impl Core {
             let base = Base::Image { reference: image.clone() };
             // Where its key's snapshot is, there is nothing to run.
             let key = planned.cache_key.as_ref().map(|key| SnapshotId::cached(&run.tenant, key));
-            let workers = key.map(|key| self.beside(pool, None, &key)).unwrap_or_default();
+            let mut workers = key.map(|key| self.beside(pool, None, &key)).unwrap_or_default();
+            // Of those that take steps: the others are no reason to wait, when any worker will do.
+            workers.retain(|worker| self.room.of_worker(worker).is_some_and(|slots| slots.slots > 0));
             return match self.lane_beside(pool, &workers) {
                 Some(lane) => Fit::Beside(Beside { workers, owner: None, lane, base }),
                 None => Fit::Pool(base),

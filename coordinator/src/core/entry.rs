@@ -103,7 +103,8 @@ pub enum Entry {
         attempt: Attempt,
         /// Its owner.
         worker: WorkerId,
-        /// The number of the event that said so; 0 if a heartbeat did (P7).
+        /// The number of the event that said so; if a heartbeat did (P7), that of the next event then. Older journals
+        /// have 0 for that.
         number: u64,
     },
     /// The command's process was started.

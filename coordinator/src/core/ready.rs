@@ -46,6 +46,7 @@ pub(super) struct Ready {
 struct Waiting {
     lane: Arc<Lane>,
     steps: usize,
+    /// Of a pool's lane, in which all of its tenants may wait; in the others few do, and are looked at one by one.
     order: Order<Arc<str>, (u64, usize)>,
     /// INVARIANT: none is empty.
     tenants: BTreeMap<Arc<str>, BTreeMap<Reverse<i32>, Level>>,
@@ -140,7 +141,13 @@ impl Ready {
     /// Whose turn it is in a lane.
     pub(super) fn first(&mut self, lane: &Lane, shares: &Shares) -> Option<ReadyStep> {
         let waiting = self.lanes.get_mut(lane)?;
-        let tenant = waiting.order.first(|tenant| shares.of_tenant(lane.pool(), tenant))?;
+        let received = |tenant: &Arc<str>| shares.of_tenant(lane.pool(), tenant);
+        let tenant = match lane {
+            Lane::Pool(_) => waiting.order.first(received)?,
+            Lane::Worker(..) | Lane::Engine(..) => {
+                waiting.tenants.keys().min_by_key(|tenant| received(tenant))?.clone()
+            }
+        };
         self.first_of(lane, &tenant, shares)
     }
 
@@ -151,15 +158,20 @@ impl Ready {
         let Reverse(priority) = *level.key();
         let Level { order, runs } = level.get_mut();
         let of_runs = shares.of_runs(lane.pool(), tenant);
-        let run = order.first(|run| of_runs(*run))?;
+        let run = match lane {
+            Lane::Pool(_) => order.first(|run| of_runs(*run))?,
+            Lane::Worker(..) | Lane::Engine(..) => *runs.keys().min_by_key(|run| of_runs(**run))?,
+        };
         let &(Reverse(depth), step) = runs.get(&run)?.first()?;
         Some(ReadyStep { tenant: Arc::clone(tenant), priority, run, step: step as usize, depth })
     }
 
-    /// A tenant was given back what was paid too much: in this lane it may be its turn sooner.
-    pub(super) fn look_again(&mut self, lane: &Lane, tenant: &Arc<str>) {
-        if let Some(waiting) = self.lanes.get_mut(lane) {
-            waiting.order.look_again(tenant);
+    /// A tenant, for this run, was given back what was paid too much: it may be their turn sooner.
+    pub(super) fn look_again(&mut self, pool: &PoolName, tenant: &Arc<str>, run: RunId) {
+        let Some(waiting) = self.lanes.get_mut(&Lane::Pool(pool.clone())) else { return };
+        waiting.order.look_again(tenant);
+        for level in waiting.tenants.get_mut(tenant).into_iter().flat_map(BTreeMap::values_mut) {
+            level.order.look_again(&run);
         }
     }
 

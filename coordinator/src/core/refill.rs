@@ -156,8 +156,7 @@ impl Core {
                 let index = self.state.runs[id].indices[execution];
                 self.shares.ended((*id, index), at);
                 let run = &self.state.runs[id];
-                let lane = Lane::Pool(run.planned(index).spec.pool.clone());
-                self.ready.look_again(&lane, &run.tenant);
+                self.ready.look_again(&run.planned(index).spec.pool, &run.tenant, *id);
                 self.wait_no_more(*id, index);
                 self.leave_group(*id, index);
                 if let Some(queue) = self.queue_of(*id, index) {

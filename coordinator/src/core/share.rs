@@ -56,7 +56,8 @@ pub(super) struct Shares {
 #[derive(Debug, Default)]
 struct Pool {
     tenants: BTreeMap<Arc<str>, Tenant>,
-    /// What the last tenant chosen had received then; it never goes back.
+    /// What the last tenant chosen had received then; no more than anybody who waits, where something was given back
+    /// to them since.
     reached: u64,
 }
 
@@ -243,6 +244,16 @@ impl Shares {
             tenant.account.received = tenant.account.received.saturating_sub(back * SCALE / tenant.weight);
             if let Some(run) = tenant.runs.get_mut(&step.0) {
                 run.received = run.received.saturating_sub(back * SCALE);
+                if run.waiting > 0 {
+                    tenant.reached = tenant.reached.min(run.received);
+                }
+            }
+            tenant.queued.look_again(&step.0);
+            let received = tenant.account.received;
+            if tenant.account.waiting > 0
+                && let Some(pool) = self.pools.get_mut(&bill.pool)
+            {
+                pool.reached = pool.reached.min(received);
             }
         }
     }

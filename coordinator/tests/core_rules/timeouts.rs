@@ -8,7 +8,7 @@ use longshore_protocol::event::Event;
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::{Outcome, RunId};
 
-use crate::bench::{Bench, Told, claim, finished, from, needs, plain};
+use crate::bench::{Bench, Told, claim, finished, from, needs, plain, remake};
 
 fn submit(bench: &mut Bench, timeout_ms: u64, steps: Vec<PlannedStep>) -> RunId {
     let run = RunId::new();
@@ -85,6 +85,25 @@ fn a_step_that_nobody_claims_in_time_is_infra_with_the_mend_and_not_tried_again(
             assert!(matches!(bench.accept("a", &claim(run, "s", 1)).told()[0].1, Control::Abandon { .. }));
         }
     }
+}
+
+#[test]
+fn p20_while_its_parents_files_are_made_again_a_step_waits_for_no_worker() {
+    let mut bench = Bench::new();
+    bench.join("a", "e", 1);
+    bench.join("b", "f", 1);
+    let (run, _) = bench.submit(vec![plain("s"), patient(60_000, from("t", "s"))]);
+    bench.carry_out_parent("a", &claim(run, "s", 1));
+    assert!(bench.not_found("a", &claim(run, "t", 1)).has("remake_begun"));
+    let again = remake(run, "s", 1, 1);
+    bench.accept("a", &again);
+    bench.now += 500_000;
+    assert!(!bench.input(&Input::Clock).has("ended"), "it could not have begun");
+    bench.carry_out_parent("a", &again);
+    let ready = bench.now;
+    bench.restart();
+    assert_eq!(bench.core.next_wakeup(), Some(ready + 60_000));
+    assert!(bench.wake().has("ended"));
 }
 
 #[test]
