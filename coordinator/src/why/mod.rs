@@ -3,6 +3,7 @@
 //!
 //! * [`tale`] reads the run's journal, entry by entry: what is told of a run that is long done is told the same way;
 //! * [`now`] adds what only the live core knows: who is before it in the queue, who is silent, who is away;
+//! * [`standing`] how far the other steps are;
 //! * [`words`] how things are called.
 //!
 //! Pure: entries in, sentences out.
@@ -10,6 +11,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)] // pure: see clippy.toml
 
 mod now;
+mod standing;
 mod tale;
 mod words;
 

@@ -1,6 +1,7 @@
 //! What a step waits for at this moment.
 
-use super::tale::{Phase, Standing, Tale};
+use super::standing::Standing;
+use super::tale::Tale;
 use super::words::{self, list, time};
 use crate::core::WaitsFor;
 use crate::core::present::{Present, Reach};
@@ -158,11 +159,11 @@ fn at_work(tale: &Tale<'_>, present: Option<&Present>, now: &mut Vec<String>) {
 /// What a step does that another waits for, behind "which".
 fn does(standing: &Standing<'_>) -> String {
     match (standing.phase, standing.outcome) {
-        (Phase::Settled, Some(outcome)) => words::ended(outcome),
-        (Phase::Running, _) => "runs".to_owned(),
-        (Phase::Preparing, _) => "is being prepared".to_owned(),
-        (Phase::Queued, _) => "is in a queue".to_owned(),
-        (Phase::Waiting | Phase::Settled, _) => "has not begun".to_owned(),
+        (StepPhase::Settled, Some(outcome)) => words::ended(outcome),
+        (StepPhase::Running, _) => "runs".to_owned(),
+        (StepPhase::Preparing, _) => "is being prepared".to_owned(),
+        (StepPhase::Queued, _) => "is in a queue".to_owned(),
+        (StepPhase::Waiting | StepPhase::Settled, _) => "has not begun".to_owned(),
     }
 }
 

@@ -1,10 +1,9 @@
 //! What became of a step, read from its run's journal.
 
-use std::collections::BTreeMap;
-
 use longshore_protocol::outcome::{CancelledBy, LINEAGE, SNAPSHOT_LOST};
 use longshore_protocol::{Attempt, ExecutionId, Outcome, RunId, StepName, WorkerId};
 
+use super::standing::{Standing, Steps};
 use super::words::{self, list, time, times};
 use super::{About, Charge, Told};
 use crate::core::effect::JobQueue;
@@ -19,16 +18,12 @@ use crate::pipeline::{Parent, Pipeline, PlannedStep};
 pub(super) struct Tale<'a> {
     run: RunId,
     pub(super) told: Vec<Told>,
-    pipeline: &'a Pipeline,
     /// The step itself.
     execution: ExecutionId,
     step: &'a PlannedStep,
     /// The step whose files it goes on with.
     parent: Option<ExecutionId>,
-    /// How the run's steps and remakes stand, but for those that nothing has happened to.
-    pub(super) steps: BTreeMap<ExecutionId, Standing<'a>>,
-    /// Of remakes: which step's files each makes again, and as which one of them.
-    remakes: BTreeMap<ExecutionId, (ExecutionId, u32)>,
+    pub(super) steps: Steps<'a>,
     /// Its own last attempt.
     pub(super) attempt: Option<Try<'a>>,
     pub(super) backoff_until: Option<Millis>,
@@ -36,24 +31,6 @@ pub(super) struct Tale<'a> {
     /// Whose leases ended while they carried it out.
     lost_with: Vec<&'a WorkerId>,
     cancelled_at: Option<Millis>,
-}
-
-/// How a step or remake stands.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Standing<'a> {
-    pub(super) phase: Phase,
-    pub(super) outcome: Option<&'a Outcome>,
-}
-
-/// As in [`StepPhase`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Phase {
-    #[default]
-    Waiting,
-    Queued,
-    Preparing,
-    Running,
-    Settled,
 }
 
 /// What its last attempt came to so far.
@@ -103,12 +80,10 @@ impl<'a> Tale<'a> {
         let mut tale = Self {
             run,
             told: Vec::new(),
-            pipeline,
             execution: ExecutionId::of_step(run, name),
             step,
             parent,
-            steps: BTreeMap::new(),
-            remakes: BTreeMap::new(),
+            steps: Steps::before(step.waits_for().map(|name| (ExecutionId::of_step(run, name), name))),
             attempt: None,
             backoff_until: None,
             retries: Retries::default(),
@@ -124,13 +99,7 @@ impl<'a> Tale<'a> {
 
     /// What the step is doing.
     pub(super) fn phase(&self) -> StepPhase {
-        match self.standing(self.execution).phase {
-            Phase::Waiting => StepPhase::Waiting,
-            Phase::Queued => StepPhase::Queued,
-            Phase::Preparing => StepPhase::Preparing,
-            Phase::Running => StepPhase::Running,
-            Phase::Settled => StepPhase::Settled,
-        }
+        self.standing(self.execution).phase
     }
 
     pub(super) fn outcome(&self) -> Option<Outcome> {
@@ -138,21 +107,18 @@ impl<'a> Tale<'a> {
     }
 
     pub(super) fn standing(&self, execution: ExecutionId) -> Standing<'a> {
-        self.steps.get(&execution).cloned().unwrap_or_default()
+        self.steps.standing(execution)
     }
 
     /// What it waits for that has not passed, each with how it stands.
     pub(super) fn waits_for(&self) -> Vec<(&'a StepName, Standing<'a>)> {
-        let before = self.step.waits_for().map(|name| (name, self.standing(ExecutionId::of_step(self.run, name))));
-        before.filter(|(_, standing)| !standing.outcome.is_some_and(Outcome::is_passed)).collect()
+        self.steps.missing().collect()
     }
 
     /// The remake of its parent's files that is under way, by its name.
     pub(super) fn remake_of_parent(&self) -> Option<String> {
-        let parent = self.parent?;
-        let under_way = |remake: &&ExecutionId| self.standing(**remake).phase != Phase::Settled;
-        let of_parent = self.remakes.iter().filter(|(_, (of, _))| *of == parent).map(|(remake, _)| remake);
-        of_parent.filter(under_way).map(|remake| self.name_of(*remake)).next()
+        let remake = self.steps.remakes_of(self.parent?).find(|remake| !self.steps.is_settled(*remake))?;
+        Some(self.name_of(remake))
     }
 
     pub(super) fn cancelled_at(&self) -> Option<Millis> {
@@ -185,18 +151,17 @@ impl<'a> Tale<'a> {
         self.told.push(Told { at_ms, about, attempt: Some(attempt), charge: None, cause: None, text });
     }
 
-    /// `build`, or `build~1`.
+    /// `build`, or `build~1`: of the step itself, of what it waits for, and of their remakes.
     fn name_of(&self, execution: ExecutionId) -> String {
-        if let Some((of, n)) = self.remakes.get(&execution) {
-            return format!("{}~{n}", self.name_of(*of));
+        if let Some((of, n)) = self.steps.remake(execution) {
+            return format!("{}~{n}", self.name_of(of));
         }
-        let steps = &self.pipeline.steps;
-        let found = steps.iter().find(|step| ExecutionId::of_step(self.run, &step.name) == execution);
-        found.map(|step| step.name.to_string()).unwrap_or_default()
+        let own = (execution == self.execution).then_some(&self.step.name);
+        own.or_else(|| self.steps.name_before(execution)).map(ToString::to_string).unwrap_or_default()
     }
 
     fn take(&mut self, at: Millis, entry: &'a Entry) {
-        self.note(entry);
+        self.steps.note(entry);
         match entry {
             Entry::CancelAsked { by, .. } => self.cancel_asked(at, by),
             Entry::StepCancelAsked { execution, .. } if *execution == self.execution => {
@@ -247,33 +212,6 @@ impl<'a> Tale<'a> {
         }
     }
 
-    /// Keeps up with every step of the run.
-    fn note(&mut self, entry: &'a Entry) {
-        let (execution, phase) = match entry {
-            Entry::Dispatched { execution, .. } => (execution, Phase::Queued),
-            Entry::Accepted { execution, .. } => (execution, Phase::Preparing),
-            Entry::Started { execution, .. } => (execution, Phase::Running),
-            Entry::Ended { execution, .. } => (execution, Phase::Waiting),
-            Entry::Settled { execution, outcome, .. } => {
-                self.steps.insert(*execution, Standing { phase: Phase::Settled, outcome: Some(outcome) });
-                return;
-            }
-            Entry::RetryAsked { steps, .. } => {
-                for step in steps {
-                    self.steps.remove(step);
-                }
-                return;
-            }
-            Entry::RemakeBegun { execution, remake, .. } => {
-                let before = self.remakes.values().filter(|(of, _)| of == execution).count();
-                self.remakes.insert(*remake, (*execution, u32::try_from(before + 1).unwrap_or(u32::MAX)));
-                return;
-            }
-            _ => return,
-        };
-        self.steps.entry(*execution).or_default().phase = phase;
-    }
-
     fn is_own_or_parent(&self, execution: ExecutionId) -> bool {
         execution == self.execution || Some(execution) == self.parent
     }
@@ -283,7 +221,7 @@ impl<'a> Tale<'a> {
     }
 
     fn cancel_asked(&mut self, at: Millis, by: &CancelledBy) {
-        if self.standing(self.execution).phase == Phase::Settled {
+        if self.steps.is_settled(self.execution) {
             return;
         }
         let text = match by {
@@ -445,7 +383,7 @@ impl<'a> Tale<'a> {
     }
 
     fn settled(&mut self, at: Millis, execution: ExecutionId, outcome: &Outcome) {
-        if let Some((of, _)) = self.remakes.get(&execution).copied() {
+        if let Some((of, _)) = self.steps.remake(execution) {
             if self.is_own_or_parent(of) {
                 let ended = if outcome.is_passed() { "is there again".to_owned() } else { words::ended(outcome) };
                 let text = format!("what {} had left: {} {ended}", self.whose(of), self.name_of(execution));
@@ -453,11 +391,11 @@ impl<'a> Tale<'a> {
             }
         } else if execution == self.execution {
             self.settled_itself(at, outcome);
-        } else if outcome.is_passed() && self.waits_for().is_empty() {
-            let name = self.name_of(execution);
-            if self.step.waits_for().any(|before| before.as_str() == name) {
-                self.tell(at, About::Waits, format!("{name} passed: nothing that it waited for is missing any more"));
-            }
+        } else if outcome.is_passed()
+            && self.steps.is_complete()
+            && let Some(name) = self.steps.name_before(execution)
+        {
+            self.tell(at, About::Waits, format!("{name} passed: nothing that it waited for is missing any more"));
         }
     }
 
