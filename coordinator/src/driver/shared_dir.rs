@@ -3,8 +3,8 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::Duration;
 
+use longshore_protocol::process::random;
 use tokio::fs::OpenOptions;
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
@@ -14,9 +14,6 @@ use crate::store::postgres::PostgresStore;
 
 /// In the directory: a random text, which the database knows as well.
 const MARKER: &str = "shared-by";
-
-/// How often a marker is read that another process is just writing, 100 ms apart.
-const TRIES: u32 = 20;
 
 /// Refuses a directory that is not the one that the database's first coordinator had.
 pub(super) async fn check(store: &PostgresStore, dir: &Path) -> Result<(), CoordinatorError> {
@@ -31,23 +28,22 @@ pub(super) async fn check(store: &PostgresStore, dir: &Path) -> Result<(), Coord
 async fn marker(dir: &Path) -> std::io::Result<String> {
     tokio::fs::create_dir_all(dir).await?;
     let file = dir.join(MARKER);
-    let mine = Uuid::new_v4().to_string();
-    match OpenOptions::new().write(true).create_new(true).open(&file).await {
-        Ok(mut new) => {
-            new.write_all(mine.as_bytes()).await?;
-            new.sync_all().await?;
-        }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+    match tokio::fs::read_to_string(&file).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        found => return found,
     }
-    for _ in 0..TRIES {
-        let found = tokio::fs::read_to_string(&file).await?;
-        if found.len() == mine.len() {
-            return Ok(found);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    // Whole under another name, then linked: a crash leaves nothing half written, and of two one is first.
+    let mine = Uuid::from_u64_pair(random(), random()).to_string();
+    let draft = dir.join(format!("{MARKER}.{mine}"));
+    let mut new = OpenOptions::new().write(true).create_new(true).open(&draft).await?;
+    new.write_all(mine.as_bytes()).await?;
+    new.sync_all().await?;
+    let linked = tokio::fs::hard_link(&draft, &file).await;
+    tokio::fs::remove_file(&draft).await?;
+    match linked {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => tokio::fs::read_to_string(&file).await,
     }
-    Err(std::io::Error::new(ErrorKind::InvalidData, format!("{} is no marker", file.display())))
 }
 
 #[cfg(test)]

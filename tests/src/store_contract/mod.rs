@@ -52,7 +52,7 @@ macro_rules! store_contract {
             recovering::the_writer_goes_on_counting_where_the_last_one_ended,
             recovering::of_runs_only_open_ones_are_replayed,
             recovering::a_run_that_is_done_is_recalled_with_what_became_of_the_workers_meanwhile,
-            recovering::p9_of_a_workers_heard_entries_only_the_newest_is_replayed,
+            recovering::p9_of_a_workers_heard_entries_only_the_newest_stays,
             recovering::p14_open_logs_come_back_with_what_is_stored_of_them,
             reading::runs_are_listed_newest_first_page_by_page,
             reading::a_run_is_read_with_its_steps_and_what_changed_since,

@@ -95,7 +95,7 @@ pub async fn a_run_that_is_done_is_recalled_with_what_became_of_the_workers_mean
 }
 
 /// P9.
-pub async fn p9_of_a_workers_heard_entries_only_the_newest_is_replayed(place: &impl Place) {
+pub async fn p9_of_a_workers_heard_entries_only_the_newest_stays(place: &impl Place) {
     let store = place.open().await;
     let epoch = store.take_epoch("t").await.unwrap().unwrap();
     store.commit(epoch, &entries(vec![heard(1, 1), heard(2, 2), lost(3), heard(4, 3)])).await.unwrap();
@@ -103,6 +103,8 @@ pub async fn p9_of_a_workers_heard_entries_only_the_newest_is_replayed(place: &i
     assert_eq!(replayed.len(), 2);
     assert!(matches!(replayed[0], (3, Entry::LeaseEnded { .. })));
     assert!(matches!(replayed[1], (4, Entry::Heard { number: 3, .. })));
+    let kept = store.journal_of_workers().await.unwrap();
+    assert_eq!(kept.iter().map(|row| row.seq).collect::<Vec<_>>(), [3, 4], "a fleet is heard with every batch");
 }
 
 /// P14: those of runs that are over, and those that were closed, do not.

@@ -23,7 +23,8 @@ const TOUCH: &str = concat!("UPDATE epoch SET renewed_at_ms = ", now_ms!(), " WH
 impl SqlStore {
     /// Takes the epoch if it has lapsed. `None`: somebody leads.
     pub(super) async fn take_epoch(&self, holder: &str) -> Result<Option<Epoch>, StoreError> {
-        let (seen,): (i64,) = sqlx::query_as("SELECT epoch FROM epoch WHERE id = 1").fetch_one(&self.readers).await?;
+        // Not over the readers' connections: whoever stands by must not wait behind those who look at runs.
+        let (seen,): (i64,) = sqlx::query_as("SELECT epoch FROM epoch WHERE id = 1").fetch_one(&self.writer).await?;
         let taken = sqlx::query(TAKE).bind(seen).bind(holder).bind(sql(LAPSE_MS)).execute(&self.writer).await;
         match taken {
             Ok(taken) => Ok((taken.rows_affected() == 1).then(|| Epoch(count(seen) + 1))),

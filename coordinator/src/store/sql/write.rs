@@ -1,5 +1,7 @@
 //! A [`Batch`] as statements of one transaction.
 
+use std::collections::BTreeMap;
+
 use longshore_protocol::Epoch;
 use sqlx::query_builder::Separated;
 use sqlx::{Connection as _, QueryBuilder};
@@ -60,6 +62,7 @@ async fn write(batch: &Batch, epoch: Epoch, to: &mut Connection) -> Result<(), S
         },
     )
     .await?;
+    forget_heard(batch, to).await?;
     insert(
         to,
         "INSERT INTO runs (run, submitted_at_ms, tenant, pipeline_hash, done, change, summary) ",
@@ -100,6 +103,24 @@ async fn write(batch: &Batch, epoch: Epoch, to: &mut Connection) -> Result<(), S
         query.build().persistent(ids.len() <= ROWS_PREPARED).execute(&mut *to).await?;
     }
     write_logs(batch, to).await
+}
+
+/// How far a worker was heard replaces what was said of that before: a fleet says so with every batch.
+async fn forget_heard(batch: &Batch, to: &mut Connection) -> Result<(), StoreError> {
+    let mut newest = BTreeMap::new();
+    for row in &batch.entries {
+        if let Entry::Heard { worker, .. } = &row.entry {
+            newest.insert(worker, row.seq);
+        }
+    }
+    for (worker, seq) in newest {
+        sqlx::query("DELETE FROM journal WHERE worker = $1 AND seq < $2")
+            .bind(worker.to_string())
+            .bind(sql(seq))
+            .execute(&mut *to)
+            .await?;
+    }
+    Ok(())
 }
 
 async fn write_logs(batch: &Batch, to: &mut Connection) -> Result<(), StoreError> {
