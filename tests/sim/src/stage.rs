@@ -21,10 +21,11 @@ use crate::store::SimDatabase;
 use crate::world::{World, lock};
 
 /// Ticks of silence that end a lease: so few that leases end within a schedule, and more than a restart of the broker.
-pub const LEASE_TICKS: u32 = 12;
+/// As few as `exclusive` asks for.
+pub const LEASE_TICKS: u32 = 15;
 
 /// A sixth of the lease (P7).
-const HEARTBEAT: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_millis(2_500);
 
 /// What a supervisor grants a worker that is gone (P17): longer than any host is down here.
 const ORPHAN: Duration = Duration::from_mins(1);
@@ -51,8 +52,8 @@ const CALLS: [&str; 11] = [
     "remove_snapshot",
 ];
 
-/// Queues that somebody may empty. What was in them must come again.
-const KINDS: [&str; 4] = ["jobs", "events", "output", "control"];
+/// Queues that somebody may empty or delete. What was in them must come again.
+const KINDS: [&str; 6] = ["jobs", "events", "events", "output", "output", "control"];
 
 /// All of it.
 #[derive(Clone)]
@@ -337,6 +338,10 @@ impl Stage {
             }
             Fault::Purge { kind } => {
                 self.0.broker.purge(KINDS[kind % KINDS.len()]);
+                true
+            }
+            Fault::Delete { kind } => {
+                self.0.broker.delete_all(KINDS[kind % KINDS.len()]);
                 true
             }
             Fault::RestartEngine { which } => {

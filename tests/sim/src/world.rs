@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use longshore_coordinator::core::entry::Entry;
+use longshore_coordinator::core::entry::{End, Entry};
 use longshore_protocol::broker::Outgoing;
 use longshore_protocol::control::{Control, ControlMessage};
+use longshore_protocol::event::{Claim, Event, EventMessage, Hello};
 use longshore_protocol::heartbeat::HeartbeatMessage;
 use longshore_protocol::job::Job;
 use longshore_protocol::process::simulated::Process;
-use longshore_protocol::{Attempt, ExecutionId, RunId, WorkerId, wire};
+use longshore_protocol::{Attempt, ExecutionId, Incarnation, RunId, WorkerId, wire};
 use tokio::time::Instant;
 
 use crate::dice::Dice;
@@ -55,20 +56,34 @@ struct Inner {
 /// What is checked while it happens: what was said, against what was committed.
 #[derive(Default)]
 struct Known {
-    /// When a worker's last heartbeat came into the queue.
+    joined: BTreeMap<WorkerId, Incarnation>,
+    /// When a worker's last heartbeat came into the queue, or it joined.
     heard: BTreeMap<WorkerId, Instant>,
     /// How long each had been silent when the last two ticks came into the queue: silence is counted in ticks, and what
     /// is behind one in the queue has not been heard when that one is counted. The last but one, because the next is
     /// on its way before what follows from it is committed.
     silent: [BTreeMap<WorkerId, Duration>; 2],
-    /// Attempts whose dispatch is committed, and those whose log is closed.
-    dispatched: BTreeSet<(ExecutionId, Attempt)>,
-    closed: BTreeSet<(ExecutionId, Attempt)>,
+    /// Attempts whose dispatch is committed, those that are over, and those whose log is closed.
+    dispatched: BTreeSet<Key>,
+    over: BTreeSet<Key>,
+    closed: BTreeSet<Key>,
+    /// Whose owner is committed.
+    owners: BTreeMap<Key, WorkerId>,
+    /// Attempts whose job came into a queue, that somebody said to have, and of which somebody said the end.
+    queued: BTreeSet<Key>,
+    accepted: BTreeSet<Key>,
+    /// Attempts of which a job was acked.
+    acked: BTreeSet<Key>,
+    finished: BTreeSet<(WorkerId, Key)>,
+    /// Attempts that were lost because their owner did not hold them.
+    not_held: BTreeSet<(WorkerId, Key)>,
     /// Runs whose verdict is committed.
-    over: BTreeSet<RunId>,
+    runs_over: BTreeSet<RunId>,
     /// The highest epoch that a worker obeyed.
     obeyed: BTreeMap<usize, u64>,
 }
+
+type Key = (ExecutionId, Attempt);
 
 struct Trace {
     hash: u64,
@@ -166,7 +181,11 @@ impl World {
             let mut known = lock(&self.0.known);
             match wire::decode(&message.body) {
                 Ok(HeartbeatMessage::Heartbeat(heartbeat)) => {
-                    known.heard.insert(heartbeat.worker, Instant::now());
+                    known.accepted.extend(heartbeat.attempts.iter().map(|record| key(&record.claim)));
+                    // One that has not joined yet has no lease.
+                    if known.joined.get(&heartbeat.worker) == Some(&heartbeat.incarnation) {
+                        known.heard.insert(heartbeat.worker, Instant::now());
+                    }
                 }
                 Ok(HeartbeatMessage::Tick { .. }) => {
                     let heard = known.heard.iter();
@@ -178,23 +197,80 @@ impl World {
             }
         } else if kind == Some("jobs") {
             let Ok(job) = wire::decode::<Job>(&message.body) else { return };
-            if !lock(&self.0.known).dispatched.contains(&(job.execution, job.attempt)) {
+            let key = (job.execution, job.attempt);
+            let mut known = lock(&self.0.known);
+            known.queued.insert(key);
+            let right = known.dispatched.contains(&key);
+            drop(known);
+            if !right {
                 self.violated(format!(
                     "{} {} is on a queue, and its dispatch is not committed (P3)",
                     job.step, job.attempt
                 ));
+            }
+        } else if kind == Some("events") {
+            for message in wire::decode_all::<EventMessage>(&message.body).unwrap_or_default() {
+                self.told(message);
             }
         } else if kind == Some("control") {
             for message in wire::decode_all::<ControlMessage>(&message.body).unwrap_or_default() {
                 let Control::Settled { claim } = message.control else { continue };
                 let known = lock(&self.0.known);
                 // Of a run that is over and forgotten, a worker may let go of everything.
-                let right = known.closed.contains(&(claim.execution, claim.attempt)) || known.over.contains(&claim.run);
+                let right =
+                    known.closed.contains(&(claim.execution, claim.attempt)) || known.runs_over.contains(&claim.run);
                 drop(known);
                 if !right {
                     self.violated(format!("{claim:?} is said to be settled, and that is not committed (P3)"));
                 }
             }
+        }
+    }
+
+    fn told(&self, message: EventMessage) {
+        let mut known = lock(&self.0.known);
+        match message.event {
+            Event::Accepted(claim) => {
+                known.accepted.insert(key(&claim));
+            }
+            Event::Hello(Hello { records, .. }) | Event::Records { records } => {
+                known.accepted.extend(records.iter().map(|record| key(&record.claim)));
+            }
+            Event::Finished(finished) => {
+                let of = (message.worker, key(&finished.claim));
+                let not_held = known.not_held.contains(&of);
+                known.finished.insert(of);
+                drop(known);
+                if not_held {
+                    self.violated(format!("{:?} was lost, and its worker had it (P7, P10)", finished.claim));
+                }
+            }
+            Event::Started(_) => {}
+        }
+    }
+
+    /// A job is out of its queue. P4: not before somebody said that they have it, unless
+    /// there is `another` of the same attempt.
+    /// One that comes `again` may be acked for the first one's record.
+    pub fn acked(&self, body: &[u8], again: bool, another: impl FnOnce(&Job) -> bool) {
+        let Ok(job) = wire::decode::<Job>(body) else { return };
+        let key = (job.execution, job.attempt);
+        let first = {
+            let mut known = lock(&self.0.known);
+            known.acked.insert(key) && !known.accepted.contains(&key)
+        };
+        if first && !again && !another(&job) {
+            self.violated(format!("{} {} is acked, and nobody has accepted it (P4)", job.step, job.attempt));
+        }
+    }
+
+    /// A job's row of the outbox goes. P2: not before it is in a queue, or over.
+    pub fn carried_out(&self, claim: &Claim) {
+        let known = lock(&self.0.known);
+        let right = known.queued.contains(&key(claim)) || known.over.contains(&key(claim));
+        drop(known);
+        if !right {
+            self.violated(format!("{claim:?} counts as published, and was never in a queue (P2)"));
         }
     }
 
@@ -208,8 +284,27 @@ impl World {
             Entry::LogClosed { execution, attempt, .. } => {
                 known.closed.insert((*execution, *attempt));
             }
+            Entry::Accepted { execution, attempt, worker, .. } => {
+                known.owners.insert((*execution, *attempt), worker.clone());
+            }
+            Entry::Ended { execution, attempt, end, .. } => {
+                let key = (*execution, *attempt);
+                known.over.insert(key);
+                let not_held = matches!(end, End::Lost { reason } if reason.contains("no longer has it"));
+                let Some(owner) = known.owners.get(&key).filter(|_| not_held).cloned() else { return };
+                let finished = known.finished.contains(&(owner.clone(), key));
+                known.not_held.insert((owner, key));
+                drop(known);
+                if finished {
+                    self.violated(format!("{execution} {attempt} is lost, and its worker had it (P7, P10)"));
+                }
+            }
             Entry::RunSettled { run, .. } => {
-                known.over.insert(*run);
+                known.runs_over.insert(*run);
+            }
+            Entry::Joined { worker, incarnation, .. } => {
+                known.joined.insert(worker.clone(), *incarnation);
+                known.heard.insert(worker.clone(), Instant::now());
             }
             Entry::LeaseEnded { worker } => {
                 let silent = known.silent.iter().filter_map(|silent| silent.get(worker)).max().copied();
@@ -254,6 +349,10 @@ impl World {
             process.kill();
         }
     }
+}
+
+fn key(claim: &Claim) -> Key {
+    (claim.execution, claim.attempt)
 }
 
 /// A number for a message's bytes, for the trace.

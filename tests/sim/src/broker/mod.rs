@@ -10,8 +10,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use longshore_protocol::broker::simulated::{Answer, Deliveries};
 use longshore_protocol::broker::{Broker, BrokerError, Consumer, Delivery, Outgoing, PublishError};
+use longshore_protocol::job::Job;
 use longshore_protocol::process::simulated::Process;
 use longshore_protocol::topology::Queue;
+use longshore_protocol::wire;
 use tokio::time::{Instant, sleep, sleep_until};
 
 pub use self::server::Kind;
@@ -154,6 +156,11 @@ impl SimBroker {
         self.lock().purge(kind);
     }
 
+    /// Somebody deletes them.
+    pub fn delete_all(&self, kind: &str) {
+        self.lock().delete_all(kind);
+    }
+
     /// Its memory is full, or no longer: nothing is read from connections that publish.
     pub fn alarm(&self, alarm: bool) {
         self.lock().alarm = alarm;
@@ -272,8 +279,9 @@ impl SimClient {
             self.world().note("publish", number, || {
                 format!("{} → {} {}", self.name(), message.to.routing_key, String::from_utf8_lossy(&message.body))
             });
-            self.world().published(message);
-            if !self.lock().publish(message) && returned.is_none() {
+            if self.lock().publish(message) {
+                self.world().published(message);
+            } else if returned.is_none() {
                 returned = Some(PublishError::Returned { index, address: message.to.clone() });
             }
             if self.world().strikes("message repeated", |noise| noise.repeated) {
@@ -461,7 +469,15 @@ impl Answer for SimAnswer {
         async move {
             if self.send().await? {
                 let mut server = self.attachment.client.lock();
-                if let Some((queue, _)) = server.settle(self.attachment.id, self.tag) {
+                if let Some((queue, entry)) = server.settle(self.attachment.id, self.tag) {
+                    if server::kind(&queue) == Some("jobs") {
+                        let same = |job: &Job, body: &[u8]| {
+                            let other = wire::decode::<Job>(body).ok();
+                            other.is_some_and(|other| (other.execution, other.attempt) == (job.execution, job.attempt))
+                        };
+                        let another = |job: &Job| server.has("jobs", |body| same(job, body));
+                        self.attachment.client.world().acked(&entry.body, entry.returns > 0, another);
+                    }
                     server.deliver(&queue);
                 }
             }

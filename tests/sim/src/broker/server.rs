@@ -84,6 +84,14 @@ pub fn lost(reason: &str) -> BrokerError {
     BrokerError::Lost { reason: reason.to_owned() }
 }
 
+/// No client's number.
+const NOBODY: u64 = u64::MAX;
+
+/// Of which kind a queue is, by its name: `jobs`, say.
+pub fn kind(queue: &str) -> Option<&str> {
+    queue.split('.').nth(1)
+}
+
 impl Server {
     pub fn new(dice: Dice, late_ms: u64) -> Self {
         Self {
@@ -242,10 +250,26 @@ impl Server {
 
     pub fn purge(&mut self, kind: &str) {
         for (name, queue) in &mut self.queues {
-            if name.split('.').nth(1) == Some(kind) {
+            if self::kind(name) == Some(kind) {
                 queue.ready.clear();
             }
         }
+    }
+
+    /// Whoever consumes one declares it again (see [`Self::delete`]).
+    pub fn delete_all(&mut self, kind: &str) {
+        let names: Vec<String> = self.queues.keys().filter(|name| self::kind(name) == Some(kind)).cloned().collect();
+        for name in names {
+            self.delete(NOBODY, &name);
+        }
+    }
+
+    /// Whether a message like that waits in a queue of this kind, or is in a consumer's hands.
+    pub fn has(&self, kind: &str, like: impl Fn(&[u8]) -> bool) -> bool {
+        let of_kind = |name: &str| self::kind(name) == Some(kind);
+        let waiting = self.queues.iter().filter(|(name, _)| of_kind(name)).flat_map(|(_, queue)| &queue.ready);
+        let held = self.consumers.values().filter(|consumer| of_kind(&consumer.queue));
+        waiting.chain(held.flat_map(|consumer| consumer.unacked.values())).any(|entry| like(&entry.body))
     }
 
     pub fn delete(&mut self, client: u64, queue: &str) {

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use longshore_coordinator::core::entry::Entry;
 use longshore_coordinator::core::input::Millis;
 use longshore_coordinator::core::view::{RunSummary, StepView};
-use longshore_coordinator::store::batch::{Batch, OutboxRow};
+use longshore_coordinator::store::batch::{Batch, OutboxAbout, OutboxRow};
 use longshore_coordinator::store::epoch::LAPSE_MS;
 use longshore_coordinator::store::log_rows::{RowPlace, Selection, StoredRow};
 use longshore_coordinator::store::recover::{Counters, JournalRow, OpenLog};
@@ -158,11 +158,17 @@ impl Store for SimStore {
             if !breach::is(Breach::EpochNotChecked) {
                 tables.touch(epoch)?;
             }
+            let done: Vec<_> = batch.outbox_done.iter().filter_map(|id| tables.outbox.get(id)).cloned().collect();
             tables.write(epoch, batch)?;
             for row in &batch.entries {
                 // Two ticks of grace: one that was under way, and one that is being counted.
                 self.database.world.committed(&row.entry, Duration::from_secs(u64::from(LEASE_TICKS) - 2));
                 self.database.world.note("entry", row.seq, || format!("epoch {epoch} #{} {:?}", row.seq, row.entry));
+            }
+            for row in done {
+                if let OutboxAbout::Job { claim, .. } = &row.about {
+                    self.database.world.carried_out(claim);
+                }
             }
             Ok(())
         })

@@ -13,7 +13,7 @@ use longshore_coordinator::store::recover::{Counters, JournalRow, OpenLog};
 use longshore_coordinator::store::runs::{Changed, RunState};
 use longshore_protocol::event::Claim;
 use longshore_protocol::output::Offsets;
-use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, StepName};
+use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, StepName, WorkerId};
 use tokio::time::Instant;
 
 /// A journal entry, and who wrote it when whose epoch it was.
@@ -63,6 +63,8 @@ pub struct Tables {
     renewed: Option<Instant>,
     holder: String,
     pub journal: BTreeMap<u64, Committed>,
+    /// Of each worker, the one entry of how far it was heard.
+    heard: BTreeMap<WorkerId, u64>,
     pub runs: BTreeMap<RunId, RunLine>,
     steps: BTreeMap<(RunId, usize), (u64, StepView)>,
     pub outbox: BTreeMap<i64, OutboxRow>,
@@ -113,6 +115,11 @@ impl Tables {
             return Err(StoreError::Failed(format!("the outbox has {} already", row.id).into()));
         }
         for row in &batch.entries {
+            if let Entry::Heard { worker, .. } = &row.entry
+                && let Some(before) = self.heard.insert(worker.clone(), row.seq)
+            {
+                self.journal.remove(&before);
+            }
             self.journal.insert(row.seq, Committed { at_ms: row.at_ms, entry: row.entry.clone(), by, epoch });
         }
         for row in &batch.runs {
@@ -170,19 +177,9 @@ impl Tables {
     }
 
     pub fn entries_to_replay(&self) -> Result<Vec<(Millis, Entry)>, StoreError> {
-        let mut newest = BTreeMap::new();
-        for (seq, row) in &self.journal {
-            if let Entry::Heard { worker, .. } = &row.entry {
-                newest.insert(worker, *seq);
-            }
-        }
-        let wanted = |seq: &u64, entry: &Entry| match (entry, entry.run()) {
-            (Entry::Heard { worker, .. }, _) => newest.get(worker) == Some(seq),
-            (_, None) => true,
-            (_, Some(run)) => self.runs.get(&run).is_some_and(|run| !run.done),
-        };
-        let rows = self.journal.iter().filter(|(seq, row)| wanted(seq, &row.entry));
-        Ok(rows.map(|(_, row)| (row.at_ms, row.entry.clone())).collect())
+        let open = |run: RunId| self.runs.get(&run).is_some_and(|run| !run.done);
+        let rows = self.journal.values().filter(|row| row.entry.run().is_none_or(open));
+        Ok(rows.map(|row| (row.at_ms, row.entry.clone())).collect())
     }
 
     pub fn recalled(&self, run: RunId) -> Vec<JournalRow> {
