@@ -28,6 +28,8 @@ pub(crate) enum Goal {
     RatioAtLeast(f64),
     /// In the figure's own unit, whatever the baseline does.
     AtMost(f64),
+    /// The same.
+    AtLeast(f64),
     /// Nothing: it stands beside a figure that is judged, so that nobody has to take that one's word.
     Shown,
 }
@@ -41,6 +43,7 @@ impl Goal {
             Self::RatioAtMost(most) => ratio <= most,
             Self::RatioAtLeast(least) => ratio >= least,
             Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
             Self::Shown => true,
         }
     }
@@ -50,6 +53,7 @@ impl Goal {
             Self::RatioAtMost(most) => format!("ratio <= {most}"),
             Self::RatioAtLeast(least) => format!("ratio >= {least}"),
             Self::AtMost(most) => format!("<= {most} {unit}"),
+            Self::AtLeast(least) => format!(">= {least} {unit}"),
             Self::Shown => SHOWN.to_owned(),
         }
     }

@@ -27,7 +27,7 @@ use std::time::Instant;
 use crate::failure::Result;
 use crate::options::{Options, USAGE};
 use crate::rows::Name;
-use crate::rows::noop;
+use crate::rows::{noop, scale};
 use crate::stand::Stand;
 
 #[tokio::main]
@@ -35,6 +35,9 @@ async fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|arg| arg == noop::WORKERS_COMMAND) {
         return ended(noop::workers(&args[1..]).await.map(|()| Vec::new()));
+    }
+    if args.first().is_some_and(|arg| arg == scale::COMMAND) {
+        return ended(scale::said(&args[1..]).map(|()| Vec::new()));
     }
     match Options::parse(args) {
         Ok(Options::List) => {

@@ -10,6 +10,7 @@ mod inject;
 mod noisy;
 pub(crate) mod noop;
 mod output;
+pub(crate) mod scale;
 mod start;
 
 use crate::failure::Result;
@@ -33,11 +34,12 @@ pub(crate) enum Name {
     InjectMemory,
     Commit100,
     Idle,
+    Scale,
 }
 
 impl Name {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Chain10,
         Self::Chain10Keys,
         Self::Handover,
@@ -51,6 +53,7 @@ impl Name {
         Self::InjectMemory,
         Self::Commit100,
         Self::Idle,
+        Self::Scale,
     ];
 
     pub(crate) fn word(self) -> &'static str {
@@ -68,6 +71,7 @@ impl Name {
             Self::InjectMemory => "inject-memory",
             Self::Commit100 => "commit100",
             Self::Idle => "idle",
+            Self::Scale => "scale",
         }
     }
 
@@ -91,6 +95,7 @@ impl Name {
             Self::InjectMemory => inject::Memory::FIGURES,
             Self::Commit100 => commit::Commit::FIGURES,
             Self::Idle => idle::Idle::FIGURES,
+            Self::Scale => scale::Scale::FIGURES,
         }
     }
 
@@ -109,6 +114,7 @@ impl Name {
             Self::InjectMemory => measure::<inject::Memory>(stand, runs).await,
             Self::Commit100 => measure::<commit::Commit>(stand, runs).await,
             Self::Idle => measure::<idle::Idle>(stand, runs).await,
+            Self::Scale => measure::<scale::Scale>(stand, runs).await,
         }
     }
 }
