@@ -37,11 +37,29 @@ unbreakable() {
     echo 'breaches: none in the longshore binary'
 }
 
+# What the simulator holds on to: a task that is started, or a time of day that is read, past `protocol::process` is one
+# that it cannot kill, stop or repeat. A real Engine's side is not simulated.
+one_seam() {
+    local found
+    found=$(find worker/src coordinator/src/core coordinator/src/driver coordinator/src/logs -name '*.rs' \
+        ! -path '*/engine/docker/*' ! -name '*tests.rs' -exec awk '
+            FNR == 1 { live = 1 }
+            /#\[cfg\(test\)\]/ { live = 0 }
+            live && /tokio::spawn|task::spawn|SystemTime::now|Uuid::new_v4/ { print FILENAME ":" FNR ": " $0 }' {} +)
+    if [ -n "$found" ]; then
+        echo "past protocol::process, so the simulator does not see it:"
+        echo "$found"
+        return 1
+    fi
+    echo 'seam: nothing past protocol::process'
+}
+
 set -x
 cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 shellcheck -x -a scripts/*.sh .ci/run
 cargo deny --color never check bans licenses sources
 { set +x; } 2>/dev/null
+one_seam
 unbreakable
 advisories
