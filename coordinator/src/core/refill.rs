@@ -220,10 +220,12 @@ impl Core {
         });
         let before = self.room.set(id, now.clone());
         let place = |slots: &WorkerSlots| (slots.pool.clone(), slots.engine.clone());
+        let takes = |slots: &Option<WorkerSlots>| slots.as_ref().is_some_and(|slots| slots.slots > 0);
+        let closes = takes(&before) && !takes(&now);
         if let Some((pool, engine)) = before.as_ref().map(place)
-            && now.as_ref().map(place) != Some((pool.clone(), engine.clone()))
+            && (closes || now.as_ref().map(place) != Some((pool.clone(), engine.clone())))
         {
-            // It is not there any more, or not where it was: what waits for it is placed anew.
+            // It is not there any more, not where it was, or takes no steps: what waits for it is placed anew.
             for lane in [Lane::Worker(pool.clone(), id.clone()), Lane::Engine(pool, engine)] {
                 for (run, step) in self.ready.all_in(&lane) {
                     self.wait_no_more(run, step);

@@ -54,9 +54,10 @@ fn p18_the_owner_is_told_to_go_and_nobody_else() {
     assert_eq!(bench.accept("b", &s).told(), [("b".to_owned(), Control::Abandon { claim: s.clone() })]);
     let beat = beat_at(&mut bench, "b", 1, vec![preparing(&s)]);
     assert_eq!(beat, [("b".to_owned(), Control::Abandon { claim: s.clone() })]);
-    // Whoever begins it again after that is none who waits.
+    // Whoever begins it again after that is called off: its job came a second time (P3).
     bench.finish("a", &s, Outcome::Passed);
-    assert_eq!(bench.accept("a", &s).told(), []);
+    let called_off = Control::Cancel { claim: s.clone(), by: CancelledBy::User };
+    assert_eq!(bench.accept("a", &s).told(), [("a".to_owned(), called_off)]);
     assert_eq!(bench.accept("b", &s).told(), [("b".to_owned(), Control::Abandon { claim: s })]);
     // Of other steps nobody waits for it.
     let other = bench.submit(vec![plain("s")]).0;

@@ -166,8 +166,12 @@ impl SqlStore {
 /// A run's entries and those of the workers before its last one, but for how far each was heard.
 async fn recalled(reading: &mut Connection, run: RunId) -> Result<Vec<JournalRow>, StoreError> {
     let rows: Vec<(i64, i64, String)> = sqlx::query_as(
-        "SELECT seq, at_ms, entry FROM journal WHERE run = $1 OR (run IS NULL AND worker IS NULL \
-         AND seq < (SELECT MAX(seq) FROM journal WHERE run = $1)) ORDER BY seq",
+        "SELECT seq, at_ms, entry FROM \
+         (SELECT seq, at_ms, entry FROM journal WHERE run = $1 \
+          UNION ALL \
+          SELECT seq, at_ms, entry FROM journal WHERE run IS NULL AND worker IS NULL \
+           AND seq < (SELECT MAX(seq) FROM journal WHERE run = $1)) AS wanted \
+         ORDER BY seq",
     )
     .bind(run.to_string())
     .fetch_all(reading)

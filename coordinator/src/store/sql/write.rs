@@ -105,7 +105,8 @@ async fn write(batch: &Batch, epoch: Epoch, to: &mut Connection) -> Result<(), S
     write_logs(batch, to).await
 }
 
-/// How far a worker was heard replaces what was said of that before: a fleet says so with every batch.
+/// How far a worker was heard replaces what was said of that before: a fleet says so with every batch. Of what an
+/// older version left a part goes with each.
 async fn forget_heard(batch: &Batch, to: &mut Connection) -> Result<(), StoreError> {
     let mut newest = BTreeMap::new();
     for row in &batch.entries {
@@ -114,7 +115,9 @@ async fn forget_heard(batch: &Batch, to: &mut Connection) -> Result<(), StoreErr
         }
     }
     for (worker, seq) in newest {
-        sqlx::query("DELETE FROM journal WHERE worker = $1 AND seq < $2")
+        let query = "DELETE FROM journal WHERE seq IN \
+                     (SELECT seq FROM journal WHERE worker = $1 AND seq < $2 ORDER BY seq LIMIT 1000)";
+        sqlx::query(query)
             .bind(worker.to_string())
             .bind(sql(seq))
             .execute(&mut *to)

@@ -26,8 +26,8 @@ const LATENCY_MS: u64 = 3;
 /// A delayed one: less than a lease, more than a heartbeat's resend.
 const DELAY_MS: u64 = 2_000;
 
-/// The broker gives a client up that does not answer: two heartbeats of 4 s (P21).
-const HEARTBEAT_MS: [u64; 2] = [4_000, 8_000];
+/// The broker gives a client up that does not answer: after two to three heartbeats of 3 s (P21).
+const HEARTBEAT_MS: [u64; 2] = [6_000, 9_000];
 
 /// Packets that get lost are sent again so often.
 const RETRANSMIT: Duration = Duration::from_millis(200);
