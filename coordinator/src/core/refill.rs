@@ -137,7 +137,7 @@ impl Core {
                 let (pool, tenant) = (run.planned(index).spec.pool.clone(), Arc::clone(&run.tenant));
                 let weight = self.config.weight(&tenant);
                 let held = candidate(run, *id, index);
-                self.shares.dispatched((*id, index), queue, &pool, (&tenant, weight));
+                self.shares.dispatched((*id, index), queue, &pool, (&tenant, weight), at);
                 self.wait_no_more(*id, index);
                 if let Some((name, candidate)) = held {
                     self.groups.hold(name, &candidate);

@@ -9,8 +9,9 @@
 //!   attempts took lately; again and again while it runs longer than that; and what was paid too much is given back
 //!   when it ends. So who has attempts running is charged for them as time goes by (stride scheduling would charge all
 //!   of them alike);
-//! * who comes back from idleness begins where the others are: at what the last one chosen had received when it was
-//!   chosen, or at the least that any of those who wait has received. What was not used while away is not credit.
+//! * who comes back from idleness begins where the others are: at what the last one chosen had consumed when it was
+//!   chosen, or at the least that any of those who wait has received. What was not used while away is not credit; and
+//!   what was paid in advance counts only as far as its time went by, because the rest may be given back.
 //!
 //! Pools are apart: a slot of one is of no use to who waits for another.
 
@@ -56,7 +57,7 @@ pub(super) struct Shares {
 #[derive(Debug, Default)]
 struct Pool {
     tenants: BTreeMap<Arc<str>, Tenant>,
-    /// What the last tenant chosen had received then; no more than anybody who waits, where something was given back
+    /// What the last tenant chosen had consumed then; no more than anybody who waits, where something was given back
     /// to them since.
     reached: u64,
 }
@@ -83,6 +84,39 @@ struct Account {
     queued: usize,
     /// Attempts that are not over.
     open: usize,
+    /// What was paid for these, ms.
+    paid_ms: u64,
+    /// How many of them have an owner, and the sum of the moments since when.
+    owned: u64,
+    owned_since: u64,
+}
+
+impl Account {
+    /// What was received by now, of what is paid in advance only the time that went by.
+    fn consumed(&self, now: Millis, weight: u64) -> u64 {
+        let gone_by = (self.owned * now).saturating_sub(self.owned_since);
+        self.received.saturating_sub(self.paid_ms.saturating_sub(gone_by) * SCALE / weight)
+    }
+
+    fn opened(&mut self, paid_ms: u64) {
+        self.open += 1;
+        self.paid_ms += paid_ms;
+    }
+
+    fn owned(&mut self, at: Millis) {
+        self.owned += 1;
+        self.owned_since += at;
+    }
+
+    fn closed(&mut self, bill: &Bill) {
+        // Of a run that was forgotten meanwhile, and opened again, the account is younger than the bill.
+        self.open = self.open.saturating_sub(1);
+        self.paid_ms = self.paid_ms.saturating_sub(bill.paid_ms);
+        if let Some(at) = bill.accepted_at {
+            self.owned = self.owned.saturating_sub(1);
+            self.owned_since = self.owned_since.saturating_sub(at);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -143,20 +177,22 @@ impl Shares {
         queue: &JobQueue,
         pool: &PoolName,
         (tenant, weight): (&Arc<str>, u32),
+        at: Millis,
     ) {
         let queued = matches!(queue, JobQueue::Pool(_));
         let of_pool = self.pools.entry(pool.clone()).or_default();
         let of_tenant = of_pool.tenant(tenant, weight);
         let paid_ms = of_tenant.usual_ms;
-        let before = of_tenant.account.received;
+        let before = of_tenant.account.consumed(at, of_tenant.weight);
         let run = of_tenant.runs.entry(step.0).or_default();
-        of_tenant.reached = of_tenant.reached.max(run.received);
+        of_tenant.reached = of_tenant.reached.max(run.consumed(at, 1));
+        run.opened(paid_ms);
         if queued {
             of_tenant.account.queued += 1;
             run.queued += 1;
             of_tenant.queued.insert(&step.0);
         }
-        of_tenant.account.open += 1;
+        of_tenant.account.opened(paid_ms);
         of_pool.reached = of_pool.reached.max(before);
         self.pay(pool, tenant, step.0, paid_ms);
         let bill = Bill { pool: pool.clone(), tenant: Arc::clone(tenant), paid_ms, accepted_at: None, queued };
@@ -166,9 +202,14 @@ impl Shares {
     /// It has an owner: from here on its time counts.
     pub(super) fn accepted(&mut self, step: (RunId, usize), at: Millis) {
         self.left_queue(step);
-        if let Some(bill) = self.bills.get_mut(&step) {
-            bill.accepted_at = Some(at);
-            self.due.insert((at + bill.paid_ms, step.0, step.1));
+        let Some(bill) = self.bills.get_mut(&step) else { return };
+        bill.accepted_at = Some(at);
+        self.due.insert((at + bill.paid_ms, step.0, step.1));
+        let tenant = self.pools.get_mut(&bill.pool).and_then(|pool| pool.tenants.get_mut(&bill.tenant));
+        let Some(tenant) = tenant else { return };
+        tenant.account.owned(at);
+        if let Some(run) = tenant.runs.get_mut(&step.0) {
+            run.owned(at);
         }
     }
 
@@ -216,6 +257,12 @@ impl Shares {
             let (pool, tenant) = (bill.pool.clone(), Arc::clone(&bill.tenant));
             self.due.insert((until, run, step));
             self.pay(&pool, &tenant, run, more);
+            let of_tenant = self.pools.get_mut(&pool).and_then(|pool| pool.tenants.get_mut(&tenant));
+            let Some(of_tenant) = of_tenant else { continue };
+            of_tenant.account.paid_ms += more;
+            if let Some(run) = of_tenant.runs.get_mut(&run) {
+                run.paid_ms += more;
+            }
         }
     }
 
@@ -230,7 +277,10 @@ impl Shares {
         let Some(tenant) = self.pools.get_mut(&bill.pool).and_then(|pool| pool.tenants.get_mut(&bill.tenant)) else {
             return;
         };
-        tenant.account.open -= 1;
+        tenant.account.closed(&bill);
+        if let Some(run) = tenant.runs.get_mut(&step.0) {
+            run.closed(&bill);
+        }
         if let Some(took) = took {
             // An eighth each time: a dozen attempts say what the next ones take.
             tenant.usual_ms = (tenant.usual_ms * 7 + took.max(FIRST_PAY_MS)) / 8;

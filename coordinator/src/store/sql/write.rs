@@ -117,11 +117,7 @@ async fn forget_heard(batch: &Batch, to: &mut Connection) -> Result<(), StoreErr
     for (worker, seq) in newest {
         let query = "DELETE FROM journal WHERE seq IN \
                      (SELECT seq FROM journal WHERE worker = $1 AND seq < $2 ORDER BY seq LIMIT 1000)";
-        sqlx::query(query)
-            .bind(worker.to_string())
-            .bind(sql(seq))
-            .execute(&mut *to)
-            .await?;
+        sqlx::query(query).bind(worker.to_string()).bind(sql(seq)).execute(&mut *to).await?;
     }
     Ok(())
 }
