@@ -36,5 +36,8 @@ pub(super) async fn tick<B: Broker>(
         }
         // One that is under way for a lease has expired in its queue and will not come back.
         drop(tokio::time::timeout(lease, back.wait_for(|back| *back >= number)).await);
+        // However long it was under way: the next one comes back a whole second later, so that silence is never counted
+        // faster than time.
+        interval.reset();
     }
 }
