@@ -120,9 +120,6 @@ struct WantedLog {
 
 /// A step by its name, or a remake by its own (P20): `build~1`.
 async fn wanted_log(store: &dyn Store, run: RunId, name: &StepName) -> Result<Option<WantedLog>, StoreError> {
-    if name.as_str().contains('\0') {
-        return Ok(None); // which Postgres cannot even look for
-    }
     if let Some(view) = store.step(run, name).await? {
         let StepView { execution, phase, attempts, .. } = view;
         return Ok(Some(WantedLog { execution, phase, attempts }));

@@ -35,9 +35,6 @@ pub(super) async fn why(
 ) -> Result<Json<Why>, ApiError> {
     let Path((run, step)) = path?;
     state.run_of(&asker, run).await?;
-    if step.as_str().contains('\0') {
-        return Err(ApiError::NotFound("step")); // which Postgres cannot even look for
-    }
     let view = state.store.step(run, &step).await?.ok_or(ApiError::NotFound("step"))?;
     // Asked before the journal is read: what it says may be older than that, and never newer.
     let leads = state.live.as_ref().is_some_and(|live| *live.leading.borrow());

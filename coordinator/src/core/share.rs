@@ -205,12 +205,8 @@ impl Shares {
         let Some(bill) = self.bills.get_mut(&step) else { return };
         bill.accepted_at = Some(at);
         self.due.insert((at + bill.paid_ms, step.0, step.1));
-        let tenant = self.pools.get_mut(&bill.pool).and_then(|pool| pool.tenants.get_mut(&bill.tenant));
-        let Some(tenant) = tenant else { return };
-        tenant.account.owned(at);
-        if let Some(run) = tenant.runs.get_mut(&step.0) {
-            run.owned(at);
-        }
+        let (pool, tenant) = (bill.pool.clone(), Arc::clone(&bill.tenant));
+        self.each_account(&pool, &tenant, step.0, |account| account.owned(at));
     }
 
     fn left_queue(&mut self, step: (RunId, usize)) {
@@ -257,12 +253,7 @@ impl Shares {
             let (pool, tenant) = (bill.pool.clone(), Arc::clone(&bill.tenant));
             self.due.insert((until, run, step));
             self.pay(&pool, &tenant, run, more);
-            let of_tenant = self.pools.get_mut(&pool).and_then(|pool| pool.tenants.get_mut(&tenant));
-            let Some(of_tenant) = of_tenant else { continue };
-            of_tenant.account.paid_ms += more;
-            if let Some(run) = of_tenant.runs.get_mut(&run) {
-                run.paid_ms += more;
-            }
+            self.each_account(&pool, &tenant, run, |account| account.paid_ms += more);
         }
     }
 
@@ -274,13 +265,10 @@ impl Shares {
             self.due.remove(&(accepted + bill.paid_ms, step.0, step.1));
             at.saturating_sub(accepted)
         });
+        self.each_account(&bill.pool, &bill.tenant, step.0, |account| account.closed(&bill));
         let Some(tenant) = self.pools.get_mut(&bill.pool).and_then(|pool| pool.tenants.get_mut(&bill.tenant)) else {
             return;
         };
-        tenant.account.closed(&bill);
-        if let Some(run) = tenant.runs.get_mut(&step.0) {
-            run.closed(&bill);
-        }
         if let Some(took) = took {
             // An eighth each time: a dozen attempts say what the next ones take.
             tenant.usual_ms = (tenant.usual_ms * 7 + took.max(FIRST_PAY_MS)) / 8;
@@ -312,6 +300,15 @@ impl Shares {
     pub(super) fn forget(&mut self, run: RunId) {
         for tenant in self.pools.values_mut().flat_map(|pool| pool.tenants.values_mut()) {
             tenant.runs.remove(&run);
+        }
+    }
+
+    /// What is kept of a tenant in all, and of its run.
+    fn each_account(&mut self, pool: &PoolName, tenant: &str, run: RunId, change: impl Fn(&mut Account)) {
+        let Some(tenant) = self.pools.get_mut(pool).and_then(|pool| pool.tenants.get_mut(tenant)) else { return };
+        change(&mut tenant.account);
+        if let Some(run) = tenant.runs.get_mut(&run) {
+            change(run);
         }
     }
 

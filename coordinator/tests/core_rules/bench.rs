@@ -2,21 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use indexmap::IndexMap;
 use longshore_coordinator::core::effect::{Effect, JobQueue};
 use longshore_coordinator::core::entry::Entry;
 use longshore_coordinator::core::input::{Input, Millis};
 use longshore_coordinator::core::{Core, CoreConfig, Step};
-use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, Retry, SnapshotRule};
+use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep};
 use longshore_protocol::control::Control;
 use longshore_protocol::event::{AttemptRecord, Claim, Event, EventMessage, Finished, Hello, Phase, Phases, Started};
 use longshore_protocol::heartbeat::Heartbeat;
-use longshore_protocol::job::{Base, Command, Job, Network, Resources, StepSpec};
+use longshore_protocol::job::{Base, Job};
 use longshore_protocol::outcome::{InfraStage, SNAPSHOT_LOST};
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{
     Attempt, EngineId, Epoch, ExecutionId, Incarnation, Outcome, PoolName, RunId, SnapshotId, WorkerId,
 };
+
+pub(crate) use crate::model::plain;
 
 pub(crate) const EPOCH: Epoch = Epoch(7);
 
@@ -302,36 +303,6 @@ pub(crate) fn running(claim: &Claim) -> AttemptRecord {
 
 pub(crate) fn over(finished: Finished) -> AttemptRecord {
     AttemptRecord { claim: finished.claim.clone(), phase: Phase::Finished(Box::new(finished)) }
-}
-
-pub(crate) fn plain(name: &str) -> PlannedStep {
-    PlannedStep {
-        name: name.into(),
-        parent: Parent::Image("base".to_owned()),
-        needs: Vec::new(),
-        spec: StepSpec {
-            command: Command::Argv(vec!["true".to_owned()]),
-            env: IndexMap::new(),
-            workdir: None,
-            user: None,
-            sources: Vec::new(),
-            timeout_ms: 1_000,
-            grace_ms: 1_000,
-            output_max: None,
-            exclusive: false,
-            resources: Resources::default(),
-            network: Network::default(),
-            pool: PoolName::default(),
-        },
-        sources: Vec::new(),
-        retry: Retry::default(),
-        cache_key: None,
-        snapshot: SnapshotRule::Auto,
-        keep_going: false,
-        priority: 0,
-        queue_timeout_ms: None,
-        concurrency: None,
-    }
 }
 
 pub(crate) fn from(name: &str, parent: &str) -> PlannedStep {

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use longshore_coordinator::core::effect::{Effect, JobQueue};
 use longshore_coordinator::core::input::{Input, Millis};
 use longshore_coordinator::core::{Core, CoreConfig};
-use longshore_coordinator::pipeline::{Pipeline, PlannedStep};
+use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, Retry, SnapshotRule};
 use longshore_protocol::event::{Claim, Event, EventMessage, Finished, Hello, Phases};
-use longshore_protocol::job::{Job, Keep};
+use longshore_protocol::job::{Command, Job, Keep, Network, Resources, StepSpec};
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{EngineId, Epoch, Incarnation, Outcome, PoolName, RunId, WorkerId};
 
@@ -210,5 +210,36 @@ impl Model {
                 self.arrived.push_back(queue);
             }
         }
+    }
+}
+
+/// A step with nothing but a command.
+pub(crate) fn plain(name: &str) -> PlannedStep {
+    PlannedStep {
+        name: name.into(),
+        parent: Parent::Image("base".to_owned()),
+        needs: Vec::new(),
+        spec: StepSpec {
+            command: Command::Argv(vec!["true".to_owned()]),
+            env: std::iter::empty().collect(),
+            workdir: None,
+            user: None,
+            sources: Vec::new(),
+            timeout_ms: 1_000,
+            grace_ms: 1_000,
+            output_max: None,
+            exclusive: false,
+            resources: Resources::default(),
+            network: Network::default(),
+            pool: PoolName::default(),
+        },
+        sources: Vec::new(),
+        retry: Retry::default(),
+        cache_key: None,
+        snapshot: SnapshotRule::Auto,
+        keep_going: false,
+        priority: 0,
+        queue_timeout_ms: None,
+        concurrency: None,
     }
 }

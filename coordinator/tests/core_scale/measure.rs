@@ -9,11 +9,11 @@ mod model;
 
 use std::collections::BTreeMap;
 
-use longshore_coordinator::pipeline::{Parent, PlannedStep, Retry, SnapshotRule};
-use longshore_protocol::job::{Command, Job, Network, Resources, StepSpec};
-use longshore_protocol::{PoolName, RunId};
+use longshore_coordinator::pipeline::{Parent, PlannedStep};
+use longshore_protocol::RunId;
+use longshore_protocol::job::{Command, Job, StepSpec};
 
-use self::model::Model;
+use self::model::{Model, plain};
 
 const TENANTS: usize = 100;
 
@@ -26,32 +26,18 @@ const VISITORS_STEPS: usize = 3;
 /// Of a matrix, as a batch evaluation has them.
 fn step(n: usize) -> PlannedStep {
     let shell = ["/bin/sh", "-e"].map(str::to_owned).to_vec();
+    let step = plain(&format!("case[n={n}]"));
     PlannedStep {
-        name: format!("case[n={n}]").as_str().into(),
         parent: Parent::Image("registry.example.org/team/image:1.2.3".to_owned()),
-        needs: Vec::new(),
         spec: StepSpec {
             command: Command::Script { script: format!("./evaluate --case {n} --out /result"), shell },
             env: [("MODE".to_owned(), "full".to_owned())].into_iter().collect(),
             workdir: Some("/work".to_owned()),
-            user: None,
-            sources: Vec::new(),
             timeout_ms: 600_000,
             grace_ms: 10_000,
-            output_max: None,
-            exclusive: false,
-            resources: Resources::default(),
-            network: Network::default(),
-            pool: PoolName::default(),
+            ..step.spec
         },
-        sources: Vec::new(),
-        retry: Retry::default(),
-        cache_key: None,
-        snapshot: SnapshotRule::Auto,
-        keep_going: false,
-        priority: 0,
-        queue_timeout_ms: None,
-        concurrency: None,
+        ..step
     }
 }
 

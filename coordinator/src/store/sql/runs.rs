@@ -86,6 +86,9 @@ impl SqlStore {
 
     /// One step of a run by its name.
     pub(super) async fn step(&self, run: RunId, step: &StepName) -> Result<Option<StepView>, StoreError> {
+        if step.as_str().contains('\0') {
+            return Ok(None); // which Postgres cannot even look for
+        }
         let row: Option<(String,)> = sqlx::query_as("SELECT view FROM steps WHERE run = $1 AND step = $2")
             .bind(run.to_string())
             .bind(step.as_str())
