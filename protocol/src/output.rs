@@ -27,9 +27,18 @@ pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// prints as fast as it can must not fill the broker.
 pub const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
-/// After how much the coordinator says it again: a quarter of the window, so that whoever writes at the speed of the
-/// store never waits.
-pub const STORED_EVERY_BYTES: u64 = WINDOW_BYTES / 4;
+/// The least that an attempt may have on its way: a message.
+pub const WINDOW_BYTES_MIN: u64 = MESSAGE_BYTES_MAX as u64;
+
+/// After how much the coordinator says it again: a quarter of the smallest window, so that whoever writes at the speed of
+/// the store never waits. At most once a transaction, and what comes fast comes in large ones.
+pub const STORED_EVERY_BYTES: u64 = WINDOW_BYTES_MIN / 4;
+
+/// How much of it may be on its way where so many attempts are carried out beside each other (P15): they go the same
+/// way, and whatever one of them has on it is what the lines of the others wait behind.
+pub fn window_bytes(attempts: usize) -> u64 {
+    (WINDOW_BYTES / u64::try_from(attempts.max(1)).unwrap_or(u64::MAX)).max(WINDOW_BYTES_MIN)
+}
 
 /// Some output of one attempt, in the order in which it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

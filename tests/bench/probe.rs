@@ -41,8 +41,8 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// Joins the fleet, and holds its step.
-    pub(crate) async fn join(fleet: &Fleet, lease: Duration) -> Result<Self> {
+    /// Joins the fleet for the `start`th time, and holds its step: until a lease after its last heartbeat.
+    pub(crate) async fn join(fleet: &Fleet, lease: Duration, start: u64) -> Result<Self> {
         let broker = AmqpBroker::new(fleet.amqp(), "probe")?;
         let topology = Topology::new(fleet.prefix(), lease);
         let (worker, pool): (WorkerId, PoolName) = ("probe".parse()?, "probe".parse()?);
@@ -50,7 +50,7 @@ impl Probe {
         let control = broker.consume(&topology.control(&worker), 16).await?;
         let mut jobs = broker.consume(&topology.pool_jobs(Shard(0), &pool), 1).await?;
         let run = drive::submit(fleet, STEP).await?;
-        let incarnation = Incarnation { start: 1, nonce: 1 };
+        let incarnation = Incarnation { start, nonce: 1 };
         let claim = Claim {
             run,
             execution: longshore_protocol::ExecutionId::of_step(run, &"held".into()),

@@ -364,6 +364,12 @@ impl Attempts {
         self.lock().held.values().filter(|held| !matches!(held.record.phase, Phase::Finished(_))).count()
     }
 
+    /// How many of them are others.
+    pub(crate) fn running_beside(&self, claim: &Claim) -> usize {
+        let is_other = |record: &AttemptRecord| record.claim != *claim && !matches!(record.phase, Phase::Finished(_));
+        self.lock().held.values().filter(|held| is_other(&held.record)).count()
+    }
+
     /// Every record (P7, P9, P10).
     pub(crate) fn records(&self) -> Vec<AttemptRecord> {
         self.lock().held.values().map(|held| held.record.clone()).collect()

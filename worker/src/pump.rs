@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use longshore_protocol::broker::{Broker, Outgoing};
-use longshore_protocol::output::{MESSAGE_BYTES_MAX, Offsets, OutputMessage, Run, WINDOW_BYTES};
+use longshore_protocol::output::{MESSAGE_BYTES_MAX, Offsets, OutputMessage, Run, WINDOW_BYTES_MIN, window_bytes};
 use longshore_protocol::process::watch;
 use longshore_protocol::wire;
+use tokio::time::Instant;
 
 use crate::attempts::{Handle, Spooled};
 use crate::context::Context;
@@ -24,9 +25,17 @@ use longshore_protocol::process::blocking;
 /// One place of the spool every so often is remembered, so that sending again does not read all of it.
 const INDEX_EVERY_BYTES: u64 = 1024 * 1024;
 
+/// What the smallest window lets through holds a whole frame.
+const _: () = assert!(WINDOW_BYTES_MIN > spool::FRAME_BYTES_MAX as u64);
+
 /// The spool's beginning is given back to the disk when it is so long: each time costs an fsync. While a step waits for
 /// room, whatever can be.
 const FREE_EVERY_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How fast an attempt's output is sent while others are carried out beside it: at this pace all of its way takes half
+/// of one processor here, and a quiet step's lines come as soon as without it; at twice the pace a third later, and
+/// without one six times as late (`docs/decisions/output.md`). What is printed faster waits in the spool.
+const BYTES_PER_SEC_BESIDE: u64 = 8 * 1024 * 1024;
 
 /// Sends until the attempt is forgotten, or the worker has drained.
 pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, attempt: Handle) {
@@ -54,6 +63,8 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
     let mut patience = ASK_AFTER;
     // One batch is on its way while the next one is read and encoded. Not two: batches have no order among them.
     let mut on_its_way: Option<BoxFuture<'_, bool>> = None;
+    // When the next batch may follow, where others run beside it.
+    let mut due = Instant::now();
     loop {
         let now: Spooled = *spooled.borrow_and_update();
         if (now.stored, now.asked) != heard {
@@ -75,7 +86,9 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
             continue;
         }
         // P15
-        let is_shut = place.offsets.total() >= now.stored.total() + WINDOW_BYTES;
+        let beside = context.attempts.running_beside(&attempt.claim);
+        let open_to = now.stored.total() + window_bytes(1 + beside);
+        let is_shut = place.offsets.total() >= open_to;
         if place.position >= now.bytes || is_shut {
             let goes_on = match (on_its_way.take(), &reader) {
                 (Some(batch), _) => batch.await,
@@ -108,8 +121,18 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
                 None => true,
             }
         };
-        let (arrived, next) = tokio::join!(arrived, read(context, attempt, file, &mut place, now));
-        let messages = next?;
+        // A small window is not passed by a large batch; a frame at least must fit it.
+        let at_once = open_to.saturating_sub(place.offsets.total()).max(WINDOW_BYTES_MIN);
+        let upto = Spooled { bytes: now.bytes.min(place.position + at_once), ..now };
+        let next = async {
+            if beside > 0 {
+                tokio::time::sleep_until(due).await;
+            }
+            (Instant::now(), read(context, attempt, file, &mut place, upto).await)
+        };
+        let (arrived, (began, messages)) = tokio::join!(arrived, next);
+        let messages = messages?;
+        due = began + at_pace(&messages);
         if !arrived {
             return Ok(());
         }
@@ -120,6 +143,12 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
             on_its_way = Some(until_confirmed(context, messages, "output").boxed());
         }
     }
+}
+
+/// How long they take at most.
+fn at_pace(messages: &[Outgoing]) -> Duration {
+    let bytes: usize = messages.iter().map(|message| message.body.len()).sum();
+    Duration::from_micros(bytes as u64 * 1_000_000 / BYTES_PER_SEC_BESIDE)
 }
 
 /// The next batch, of what is not stored yet.

@@ -1,5 +1,7 @@
 //! Who asks: a bearer token, each of a tenant.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HOST};
@@ -45,7 +47,7 @@ impl ApiState {
 
 /// Lets through whoever shows a token, and notes the tenant.
 pub(super) async fn check(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {

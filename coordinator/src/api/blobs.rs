@@ -1,5 +1,7 @@
 //! Blobs: is it there, fetch it, put it.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -16,7 +18,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 
 /// HEAD is answered by this as well: axum leaves the body away.
 pub(super) async fn get(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     hash: Result<Path<BlobHash>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let Path(hash) = hash?;
@@ -27,7 +29,7 @@ pub(super) async fn get(
 
 /// 201 when it is on disk and is what its name says, 200 if it was there, 422 if it is something else.
 pub(super) async fn put(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     hash: Result<Path<BlobHash>, PathRejection>,
     body: Body,
 ) -> Result<StatusCode, ApiError> {

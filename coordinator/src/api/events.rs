@@ -64,7 +64,7 @@ pub(super) fn last_event_id<T: std::str::FromStr>(headers: &HeaderMap) -> Result
 
 /// Starts with the whole view, or behind `Last-Event-ID`; ends after the run is settled and its logs are closed.
 pub(super) async fn follow(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
     headers: HeaderMap,

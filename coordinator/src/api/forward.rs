@@ -1,6 +1,7 @@
 //! What only the leader can do, asked of one that stands by: it is passed on, so that any address of a fleet is as good
 //! as another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -49,7 +50,7 @@ impl Passing {
 }
 
 /// Behind the question who asks: nobody without a token has a body read here. Whoever leads asks again.
-pub(super) async fn pass_on(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+pub(super) async fn pass_on(State(state): State<Arc<ApiState>>, request: Request, next: Next) -> Response {
     let wanted = request.method() == Method::POST || request.uri().path() == "/v1/workers";
     if !wanted || request.headers().contains_key(PASSED_ON) {
         return next.run(request).await;

@@ -28,6 +28,9 @@ use crate::logs::seal::ChunkError;
 use crate::store::log_rows::Selection;
 use crate::store::{Store, StoreError};
 
+/// Of raw bytes about so many are sent at once.
+const PIECE_BYTES: usize = 64 * 1024;
+
 /// Which lines.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Wanted {
@@ -46,7 +49,7 @@ pub(super) struct Wanted {
 
 /// SSE if the client accepts `text/event-stream`, else `text/plain` with the bytes as they were.
 pub(super) async fn logs(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
     wanted: Result<Query<Wanted>, QueryRejection>,
@@ -70,7 +73,15 @@ pub(super) async fn logs(
     }
     let bytes = stream::unfold(lines, move |mut lines| async move {
         let (_, event) = lines.next().await?;
-        Some((Ok::<_, Infallible>(raw(event, one_step)), lines))
+        let mut piece = Vec::new();
+        raw(event, one_step, &mut piece);
+        // What is here already goes with it: a frame for each line would take most of the time.
+        while piece.len() < PIECE_BYTES
+            && let Some((_, event)) = lines.here()
+        {
+            raw(event, one_step, &mut piece);
+        }
+        Some((Ok::<_, Infallible>(Bytes::from(piece)), lines))
     });
     Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(bytes)).into_response())
 }
@@ -165,9 +176,8 @@ struct Lines {
 impl Lines {
     async fn next(&mut self) -> Option<(Place, LogEvent)> {
         loop {
-            if let Some((place, event)) = self.next.pop_front() {
-                self.last = place;
-                return Some((place, event));
+            if let Some(next) = self.here() {
+                return Some(next);
             }
             if self.over {
                 return None;
@@ -178,6 +188,13 @@ impl Lines {
                 return None;
             }
         }
+    }
+
+    /// The next one, if it was read already.
+    fn here(&mut self) -> Option<(Place, LogEvent)> {
+        let (place, event) = self.next.pop_front()?;
+        self.last = place;
+        Some((place, event))
     }
 
     async fn look(&mut self) -> Result<(), ChunkError> {
@@ -197,19 +214,26 @@ impl Lines {
 }
 
 /// An event as plain text: the stream's own bytes, or every line behind its step's name.
-fn raw(event: LogEvent, one_step: bool) -> Bytes {
-    match event {
-        LogEvent::Line(line) => {
-            let mut bytes = if one_step { Vec::new() } else { format!("{} | ", line.step).into_bytes() };
-            bytes.extend(&line.data.0);
-            // Of several steps, the pieces of a long line stand alone: others may come in between.
-            if line.ending == Ending::Newline || !one_step {
-                bytes.push(b'\n');
-            }
-            bytes.into()
+fn raw(event: LogEvent, one_step: bool, out: &mut Vec<u8>) {
+    let mut named = |step: &StepName, words: &[u8]| {
+        if !one_step {
+            out.extend(format!("{step} | ").into_bytes());
         }
-        LogEvent::Gap { text, .. } if one_step => format!("{text}\n").into(),
-        LogEvent::Gap { step, text, .. } => format!("{step} | {text}\n").into(),
-        LogEvent::End => Bytes::new(),
+        out.extend(words);
+    };
+    let ended = match event {
+        LogEvent::Line(line) => {
+            named(&line.step, &line.data.0);
+            // Of several steps, the pieces of a long line stand alone: others may come in between.
+            line.ending == Ending::Newline || !one_step
+        }
+        LogEvent::Gap { step, text, .. } => {
+            named(&step, text.as_bytes());
+            true
+        }
+        LogEvent::End => false,
+    };
+    if ended {
+        out.push(b'\n');
     }
 }

@@ -148,6 +148,8 @@ const LEADER_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Every route.
 pub(crate) fn router(state: ApiState) -> Router {
+    // Each request clones it once a layer and handler.
+    let state = Arc::new(state);
     let guarded = Router::new()
         .route("/v1/runs", post(submit::submit).get(runs::list))
         .route("/v1/runs/{run}", get(runs::show))

@@ -1,5 +1,7 @@
 //! A settled run is opened again.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -15,7 +17,7 @@ use crate::driver::inputs::Command;
 
 /// 202: its steps that did not pass are carried out anew. 409 `run_open` or `nothing_to_retry`.
 pub(super) async fn retry(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
     request: Result<Json<RetryRequest>, JsonRejection>,

@@ -1,5 +1,7 @@
 //! Runs and workers: list, show, cancel.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -28,7 +30,7 @@ pub(super) struct Page {
 
 /// Newest first; the asker's own.
 pub(super) async fn list(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<RunList>, ApiError> {
@@ -43,7 +45,7 @@ pub(super) async fn list(
 
 /// With every step.
 pub(super) async fn show(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
 ) -> Result<Json<RunView>, ApiError> {
@@ -55,7 +57,7 @@ pub(super) async fn show(
 
 /// 202: it is asked for; claimed attempts end when their owners say so (P11). A settled run stays as it is.
 pub(super) async fn cancel(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     run: Result<Path<RunId>, PathRejection>,
 ) -> Result<(StatusCode, Json<RunSummary>), ApiError> {
@@ -67,7 +69,7 @@ pub(super) async fn cancel(
 }
 
 /// As this coordinator sees them; one that stands by, or a past run's file, sees none.
-pub(super) async fn workers(State(state): State<ApiState>) -> Json<WorkerList> {
+pub(super) async fn workers(State(state): State<Arc<ApiState>>) -> Json<WorkerList> {
     let workers = state.live.as_ref().map(|live| live.workers.borrow().clone()).unwrap_or_default();
     Json(WorkerList { workers })
 }

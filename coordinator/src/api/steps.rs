@@ -1,5 +1,7 @@
 //! Single steps of a run: cancel, and why one is as it is.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -16,7 +18,7 @@ use crate::why::Why;
 
 /// 202: it is asked for; a claimed attempt ends when its owner says so (P11). A settled step stays as it is.
 pub(super) async fn cancel(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     path: Result<Path<(RunId, String)>, PathRejection>,
 ) -> Result<(StatusCode, Json<StepList>), ApiError> {
@@ -29,7 +31,7 @@ pub(super) async fn cancel(
 
 /// From the journal, and from the core where this process leads; of a step by its very name.
 pub(super) async fn why(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(asker): Extension<Asker>,
     path: Result<Path<(RunId, StepName)>, PathRejection>,
 ) -> Result<Json<Why>, ApiError> {

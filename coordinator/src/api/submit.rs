@@ -1,6 +1,7 @@
 //! The verb *submit*: takes a run, once per id.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
@@ -17,7 +18,7 @@ use crate::pipeline::{Pipeline, validate};
 
 /// 201 for a new run, 200 for one that is known; 409 if its id is another pipeline's or tenant's.
 pub(super) async fn submit(
-    State(state): State<ApiState>,
+    State(state): State<Arc<ApiState>>,
     Extension(Asker { tenant, .. }): Extension<Asker>,
     request: Result<Json<SubmitRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RunSummary>), ApiError> {

@@ -35,14 +35,14 @@ const QUIET: usize = 50;
 struct Parts {
     /// Nothing beside the quiet ones: 150 heartbeats and 1,500 lines a run.
     alone: Duration,
-    /// A busy step: three times that.
+    /// A busy step: twice that.
     busy: Duration,
     /// A minute of noise.
     noise: Duration,
 }
 
 const PARTS: Parts =
-    Parts { alone: Duration::from_secs(15), busy: Duration::from_secs(45), noise: Duration::from_mins(1) };
+    Parts { alone: Duration::from_secs(15), busy: Duration::from_secs(30), noise: Duration::from_mins(1) };
 
 /// Enough for page caches, connections and the allocators' arenas.
 const WARMING_UP: Parts =
@@ -62,7 +62,8 @@ const LEASE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Noisy {
     fleet: Fleet,
-    probe: Probe,
+    /// How often the probe has joined it.
+    joined: u64,
     /// The broker's, in which it says each alarm.
     log: PathBuf,
     parts: Parts,
@@ -124,9 +125,8 @@ impl Row for Noisy {
         let log = PathBuf::from(rabbitmqctl).with_file_name("log").join("rabbitmq.log");
         let slots = u32::try_from(QUIET + 1).unwrap_or(u32::MAX);
         let fleet = stand.fleet(slots).await;
-        let probe = Probe::join(&fleet, LEASE).await?;
         let (parts, baseline) = (WARMING_UP, Vec::new());
-        Ok(Self { fleet, probe, log, parts, baseline, last: None, noise: String::new() })
+        Ok(Self { fleet, joined: 0, log, parts, baseline, last: None, noise: String::new() })
     }
 
     async fn ours(&mut self) -> Result<Vec<f64>> {
@@ -161,7 +161,6 @@ impl Row for Noisy {
     }
 
     async fn finish(self) -> Result<()> {
-        self.probe.leave(&self.fleet).await?;
         stand::end(self.fleet).await;
         Ok(())
     }
@@ -176,23 +175,27 @@ fn figures(beside: &Latencies, alone: [f64; 3], log: f64) -> Vec<f64> {
 impl Noisy {
     /// One run of the quiet ones, and what they felt beside the noise. Keeps what is its baseline.
     async fn measured(&mut self) -> Result<Vec<f64>> {
-        let Self { fleet, probe, parts, .. } = self;
+        self.joined += 1;
+        let Self { fleet, joined, parts, .. } = &*self;
         let parts = *parts;
         let began = Instant::now();
         let quiet = drive::submit(fleet, &quiet_ones(parts)).await?;
         let measuring = async {
             all_run(fleet, quiet).await?;
-            let alone = during(probe, parts.alone).await?;
+            let mut probe = Probe::join(fleet, LEASE, *joined).await?;
+            let alone = during(&mut probe, parts.alone).await?;
             let busy = begin(fleet, "burn", parts.busy).await?;
-            let beside_busy = during(probe, parts.busy).await?;
+            let beside_busy = during(&mut probe, parts.busy).await?;
             drive::ends(fleet, busy, Instant::now()).await?;
             let noisy = begin(fleet, "count", parts.noise).await?;
-            let beside_noise = during(probe, parts.noise).await?;
+            let beside_noise = during(&mut probe, parts.noise).await?;
+            probe.leave(fleet).await?;
             Ok::<_, Failure>(([alone, beside_busy, beside_noise], noisy))
         };
         let (heard, (felt, noisy)) = tokio::try_join!(overhear(fleet, quiet), measuring)?;
-        self.last = Some(drive::ends(fleet, quiet, began).await?.view);
+        let quiet = drive::ends(fleet, quiet, began).await?;
         let noisy = drive::ends(fleet, noisy, Instant::now()).await?;
+        self.last = Some(quiet.view);
         let [printed, stored] = self.complete(&noisy.view).await?;
         self.no_alarm()?;
         let [alone, beside_busy, beside_noise] = felt.map(|part| part.latencies(&heard));

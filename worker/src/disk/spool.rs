@@ -19,7 +19,7 @@ pub(crate) const DIR: &str = "spool";
 
 const HEADER_BYTES: usize = 8;
 const META_BYTES: usize = 18;
-const FRAME_BYTES_MAX: usize = HEADER_BYTES + META_BYTES + RUN_BYTES_MAX;
+pub(crate) const FRAME_BYTES_MAX: usize = HEADER_BYTES + META_BYTES + RUN_BYTES_MAX;
 
 /// How much is read at once: some messages' worth, and more than the largest frame, so that every read advances.
 pub(crate) const READ_BYTES: usize = 512 * 1024;

@@ -7,7 +7,7 @@ use longshore_protocol::control::Control;
 use longshore_protocol::event::{Event, Phase};
 use longshore_protocol::job::{Job, Keep};
 use longshore_protocol::outcome::CancelledBy;
-use longshore_protocol::output::{Offsets, Stream, WINDOW_BYTES};
+use longshore_protocol::output::{Offsets, Stream, WINDOW_BYTES, WINDOW_BYTES_MIN, window_bytes};
 use longshore_protocol::{Outcome, SnapshotId};
 
 use crate::fleet::{Fleet, claim, claims, fence};
@@ -215,6 +215,33 @@ async fn p15_no_more_than_the_window_is_on_its_way_until_something_is_stored() {
         stored.stderr = end.stderr;
         fleet.control(&worker, Control::Stored { claim: claim(&job), stored }).await;
     }
+    worker.stop().await;
+}
+
+/// At 8 MiB/s, in a window that is shared: what one of them has on its way is what the others' lines wait behind.
+#[tokio::test]
+async fn p15_beside_others_a_step_has_less_on_its_way_and_is_sent_at_a_pace() {
+    let mut fleet = Fleet::new().await;
+    fleet.slots = 2;
+    let (worker, _) = fleet.started().await;
+    fleet.running(&fleet.job("quiet", "sleep 1000")).await;
+    let job = fleet.job("noisy", "head -c 20000000 /dev/zero");
+    let finished = fleet.carry_out(&job).await;
+    let share = window_bytes(2);
+    let (mut end, mut stored) = (0, 0);
+    let began = Instant::now();
+    while end < finished.output.stdout {
+        while end < (stored + share).min(finished.output.stdout) {
+            end = fleet.output().await.runs.last().unwrap().end();
+        }
+        assert!(end <= stored + share + WINDOW_BYTES_MIN, "{end} of {stored}");
+        stored = end;
+        let stored = Offsets { stdout: stored, stderr: 0 };
+        fleet.control(&worker, Control::Stored { claim: claim(&job), stored }).await;
+    }
+    // Some of it was on its way before the first was read here: a share of the window at most.
+    let least = (finished.output.stdout - share) as f64 / (8.0 * 1024.0 * 1024.0);
+    assert!(began.elapsed().as_secs_f64() >= least, "{:?} instead of {least} s", began.elapsed());
     worker.stop().await;
 }
 
