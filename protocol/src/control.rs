@@ -70,7 +70,7 @@ pub enum Control {
         stored: Offsets,
     },
     /// So much of its output is stored for good (P15): the worker sends on, and needs its spool from there on only. Told
-    /// at least once for every [`STORED_EVERY_BYTES`](crate::output::STORED_EVERY_BYTES), and to each incarnation.
+    /// after every [`STORED_EVERY_BYTES`](crate::output::STORED_EVERY_BYTES), once a transaction, and to each incarnation.
     Stored {
         /// Which attempt.
         claim: Claim,

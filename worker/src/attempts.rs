@@ -72,7 +72,9 @@ pub(crate) struct Spooled {
     pub(crate) asked: u64,
     /// Nothing can be given back: the file system cannot, or failed.
     pub(crate) kept: bool,
-    /// The command waits, because so much of its output stands here as may.
+    /// The command waits where so much of its output stands here as may: a supervisor makes it.
+    pub(crate) waits: bool,
+    /// It does so now.
     pub(crate) full: bool,
 }
 
@@ -364,10 +366,15 @@ impl Attempts {
         self.lock().held.values().filter(|held| !matches!(held.record.phase, Phase::Finished(_))).count()
     }
 
-    /// How many of them are others.
-    pub(crate) fn running_beside(&self, claim: &Claim) -> usize {
-        let is_other = |record: &AttemptRecord| record.claim != *claim && !matches!(record.phase, Phase::Finished(_));
-        self.lock().held.values().filter(|held| is_other(&held.record)).count()
+    /// Whether another one is.
+    pub(crate) fn others_run(&self, claim: &Claim) -> bool {
+        let runs = |record: &AttemptRecord| record.claim != *claim && !matches!(record.phase, Phase::Finished(_));
+        self.lock().held.values().any(|held| runs(&held.record))
+    }
+
+    /// How many it speaks for: those that run, and those whose output may be on its way.
+    pub(crate) fn held(&self) -> usize {
+        self.lock().held.len()
     }
 
     /// Every record (P7, P9, P10).

@@ -63,7 +63,7 @@ pub struct Config {
     pub worker_id: Option<WorkerId>,
     /// P15: bytes of one step's spool that are kept on disk until they are stored. A step that has so much there waits,
     /// where there is a supervisor to make it wait; else what goes beyond is counted, and the log says so. At least 128
-    /// MiB: 16 are given back at a time, after 2 MiB of output are stored, which in lines of one byte are 60 of frames.
+    /// MiB: 16 are given back at a time, once 64 KiB more of output are stored, which in lines of one byte are 2 of frames.
     pub spool_bytes_max: u64,
     /// P15: bytes of all steps' spools together, beyond 8 MiB that each step has in any case. A step that finds no room
     /// waits in line, where there is a supervisor to make it wait. `None`: a quarter of what is free on the state

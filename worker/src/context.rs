@@ -21,6 +21,7 @@ use crate::disk::log::RecordLog;
 use crate::engine::{Engine, EngineError, Way};
 use crate::error::WorkerError;
 use crate::gates::Gates;
+use crate::pace::Pace;
 use crate::parked::ParkedContainers;
 use crate::report::{Reporter, Reports};
 use crate::spools::Spools;
@@ -45,6 +46,7 @@ pub(crate) struct Context<B, E> {
     pub(crate) parked: ParkedContainers,
     pub(crate) tidying: Tidying,
     pub(crate) gates: Gates,
+    pub(crate) pace: Pace,
     /// How long this worker's commits take on average.
     commits: Mutex<Option<Duration>>,
     /// Whether the Engine answers.
@@ -98,6 +100,7 @@ impl<B: Broker, E: Engine> Context<B, E> {
             slots: Arc::new(Semaphore::new(config.slots as usize)),
             tidying: Tidying::new(config.slots),
             gates: Gates::default(),
+            pace: Pace::default(),
             commits: Mutex::default(),
             reachable: watch::Sender::new(true),
             snapshots: Snapshots::default(),

@@ -9,7 +9,7 @@
 //! 5. [`report`] numbers and sends what happened (P9).
 //!
 //! [`job`] shows prepare → exec → snapshot → report on one screen. Output takes a way of its own: [`output`] cuts it
-//! into [`lines`] and spools it (P16), for which `spools` has room (P15), [`pump`] sends what is spooled (P14).
+//! into [`lines`] and spools it (P16), for which `spools` has room (P15), [`pump`] sends what is spooled (P14), at its `pace`.
 //!
 //! Around them: [`attempts`] those the worker speaks for, `exclusive` when one may start and how long it may run (P18), [`parked`] the containers in which children can go on (P19),
 //! [`tidy`] what is done behind a step, [`disk`] what must survive a crash, [`adopt`] what a predecessor left (P10) and
@@ -38,6 +38,7 @@ pub mod job;
 pub mod lines;
 pub mod metrics;
 pub mod output;
+mod pace;
 pub mod parked;
 pub mod prepare;
 pub mod probe;

@@ -125,6 +125,7 @@ impl Spool {
         enough: CancellationToken,
     ) -> io::Result<()> {
         let mut pieces = Vec::with_capacity(OUTPUT_PIECES_MAX);
+        self.spooled.send_modify(|spooled| spooled.waits = waits.is_some());
         loop {
             tokio::select! {
                 biased;

@@ -12,7 +12,6 @@ use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::output::{MESSAGE_BYTES_MAX, Offsets, OutputMessage, Run, WINDOW_BYTES_MIN, window_bytes};
 use longshore_protocol::process::watch;
 use longshore_protocol::wire;
-use tokio::time::Instant;
 
 use crate::attempts::{Handle, Spooled};
 use crate::context::Context;
@@ -31,11 +30,6 @@ const _: () = assert!(WINDOW_BYTES_MIN > spool::FRAME_BYTES_MAX as u64);
 /// The spool's beginning is given back to the disk when it is so long: each time costs an fsync. While a step waits for
 /// room, whatever can be.
 const FREE_EVERY_BYTES: u64 = 16 * 1024 * 1024;
-
-/// How fast an attempt's output is sent while others are carried out beside it: at this pace all of its way takes half
-/// of one processor here, and a quiet step's lines come as soon as without it; at twice the pace a third later, and
-/// without one six times as late (`docs/decisions/output.md`). What is printed faster waits in the spool.
-const BYTES_PER_SEC_BESIDE: u64 = 8 * 1024 * 1024;
 
 /// Sends until the attempt is forgotten, or the worker has drained.
 pub(crate) async fn run<B: Broker, E: Engine>(context: Arc<Context<B, E>>, attempt: Handle) {
@@ -63,8 +57,6 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
     let mut patience = ASK_AFTER;
     // One batch is on its way while the next one is read and encoded. Not two: batches have no order among them.
     let mut on_its_way: Option<BoxFuture<'_, bool>> = None;
-    // When the next batch may follow, where others run beside it.
-    let mut due = Instant::now();
     loop {
         let now: Spooled = *spooled.borrow_and_update();
         if (now.stored, now.asked) != heard {
@@ -86,8 +78,7 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
             continue;
         }
         // P15
-        let beside = context.attempts.running_beside(&attempt.claim);
-        let open_to = now.stored.total() + window_bytes(1 + beside);
+        let open_to = now.stored.total() + window_bytes(context.attempts.held());
         let is_shut = place.offsets.total() >= open_to;
         if place.position >= now.bytes || is_shut {
             let goes_on = match (on_its_way.take(), &reader) {
@@ -121,18 +112,16 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
                 None => true,
             }
         };
-        // A small window is not passed by a large batch; a frame at least must fit it.
+        // A small window is not passed by a large batch, only by its last message.
         let at_once = open_to.saturating_sub(place.offsets.total()).max(WINDOW_BYTES_MIN);
         let upto = Spooled { bytes: now.bytes.min(place.position + at_once), ..now };
         let next = async {
-            if beside > 0 {
-                tokio::time::sleep_until(due).await;
-            }
-            (Instant::now(), read(context, attempt, file, &mut place, upto).await)
+            let messages = read(context, attempt, file, &mut place, upto).await?;
+            keep_pace(context, attempt, &messages).await;
+            io::Result::Ok(messages)
         };
-        let (arrived, (began, messages)) = tokio::join!(arrived, next);
-        let messages = messages?;
-        due = began + at_pace(&messages);
+        let (arrived, next) = tokio::join!(arrived, next);
+        let messages = next?;
         if !arrived {
             return Ok(());
         }
@@ -145,10 +134,14 @@ async fn send<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle) -
     }
 }
 
-/// How long they take at most.
-fn at_pace(messages: &[Outgoing]) -> Duration {
-    let bytes: usize = messages.iter().map(|message| message.body.len()).sum();
-    Duration::from_micros(bytes as u64 * 1_000_000 / BYTES_PER_SEC_BESIDE)
+/// Waits for its turn where other steps run. Not if the command cannot wait, whose output would be cut behind a full
+/// spool; nor on a worker that ends, which sends what it can.
+async fn keep_pace<B: Broker, E: Engine>(context: &Context<B, E>, attempt: &Handle, messages: &[Outgoing]) {
+    if attempt.spooled.borrow().waits && context.attempts.others_run(&attempt.claim) {
+        let bytes = messages.iter().map(|message| message.body.len()).sum();
+        // `None`: it ends.
+        let _ = context.phases.stopping.run_until_cancelled(context.pace.turn(bytes)).await;
+    }
 }
 
 /// The next batch, of what is not stored yet.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use longshore_protocol::broker::memory::MemoryBroker;
 use longshore_protocol::broker::{Broker as _, Consumer, Delivery, Outgoing};
 use longshore_protocol::control::{Control, ControlMessage};
@@ -320,6 +321,24 @@ impl Fleet {
     pub(crate) async fn holds_nothing(&mut self, worker: &Process) {
         let incarnation = worker.incarnation;
         self.heartbeat_where(|hb| hb.incarnation == incarnation && hb.attempts.is_empty()).await;
+    }
+
+    /// Waits until so many heartbeats are sent from now on.
+    pub(crate) async fn later(&mut self, heartbeats: usize) {
+        while let Some(Some(before)) = self.heartbeats.next().now_or_never() {
+            before.ack().await.unwrap();
+        }
+        for _ in 0..heartbeats {
+            self.heartbeat().await;
+        }
+    }
+
+    /// What has come and was not read.
+    pub(crate) async fn output_here(&mut self) -> Option<OutputMessage> {
+        let delivery = self.output.next().now_or_never()??;
+        let message = wire::decode(&delivery.body).unwrap();
+        delivery.ack().await.unwrap();
+        Some(message)
     }
 
     pub(crate) async fn output(&mut self) -> OutputMessage {
