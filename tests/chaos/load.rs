@@ -93,14 +93,15 @@ steps:
     }
 }
 
-/// How many attempts of a step were claimed and then carried out again, by nobody's wish.
-pub(crate) fn carried_out_again(step: &StepView) -> usize {
+/// The attempts of a step that were claimed and then carried out again, by nobody's wish, and what is known of each.
+pub(crate) fn carried_out_again(step: &StepView) -> Vec<String> {
     let is_wished = |outcome: &Outcome| *outcome == Outcome::Failed { exit: FAILS_WITH } || *outcome == Outcome::Passed;
     let lost = step
         .attempts
         .iter()
         .filter(|attempt| attempt.worker.is_some() && !attempt.outcome.as_ref().is_some_and(is_wished));
-    lost.count() + step.remakes.len()
+    let lost = lost.map(|attempt| format!("{} {attempt:?}", step.step));
+    lost.chain(step.remakes.iter().map(|remake| format!("{} {remake:?}", step.step))).collect()
 }
 
 /// How many of the lines that had to be there are not.

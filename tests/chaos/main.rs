@@ -74,6 +74,9 @@ fn run(rows: &[&'static Row], named: bool) -> ExitCode {
         let told = runtime.block_on(async { tokio::spawn((row.act)(stand)).await });
         let entry = Entry::of(row, told);
         eprintln!("{}", entry.line());
+        for more in entry.failure.iter().flat_map(|failure| failure.lines().skip(1)) {
+            eprintln!("  {more}");
+        }
         entries.push(entry);
     }
     println!("\n{}", table::table(&entries));

@@ -218,7 +218,9 @@ impl Scene {
             for step in &view.steps {
                 told.steps += 1;
                 told.settled += usize::from(step.outcome.is_some());
-                told.again += load::carried_out_again(step);
+                let again = load::carried_out_again(step);
+                told.again += again.len();
+                told.which.extend(again);
                 let (wanted, got) =
                     (load.printed(step.step.as_str()), self.fleet.follow(*run).log(step.step.as_str()).await);
                 told.lost += load::lines_lost(&wanted, &got);

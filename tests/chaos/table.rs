@@ -19,6 +19,9 @@ pub(crate) struct Told {
     pub(crate) settled: usize,
     /// Attempts that were claimed and had to be made again.
     pub(crate) again: usize,
+    /// Which, in words for whoever has to find out why.
+    #[serde(skip)]
+    pub(crate) which: Vec<String>,
     /// Lines of steps that passed.
     pub(crate) lost: usize,
     /// Containers.
@@ -89,7 +92,8 @@ fn complaint(row: &Row, told: &Told) -> Option<String> {
     } else if told.left > 0 {
         Some(format!("{} containers left", told.left))
     } else if row.again == Again::Never && told.again > 0 {
-        Some(format!("{} attempts carried out again, for which there was no reason", told.again))
+        let which = told.which.join("\n");
+        Some(format!("{} attempts carried out again, for which there was no reason\n{which}", told.again))
     } else if row.again == Again::Once && told.again == 0 {
         Some("nothing was carried out again: what of it was lost?".to_owned())
     } else if row.limit_secs.as_ref().is_some_and(late) {

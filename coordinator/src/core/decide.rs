@@ -171,6 +171,7 @@ impl Core {
                     self.fleet.queues.looked_at(queue, *messages, self.fleet.tick);
                 }
             }
+            Input::UnderWay { to } => self.fleet.queues.under_way.clone_from(to),
             Input::Returned { claim } => {
                 if let Some(key) = self.state.key(claim) {
                     self.gone(key, "no such queue at the broker", now, &mut out);

@@ -1,10 +1,12 @@
 //! What the core is told.
 
+use std::collections::BTreeSet;
+
 use longshore_protocol::event::{Claim, EventMessage};
 use longshore_protocol::heartbeat::Heartbeat;
 use longshore_protocol::outcome::CancelledBy;
 use longshore_protocol::output::Offsets;
-use longshore_protocol::{Epoch, ExecutionId, RunId};
+use longshore_protocol::{Epoch, ExecutionId, RunId, WorkerId};
 
 use super::effect::JobQueue;
 use super::retry::Missed;
@@ -67,6 +69,12 @@ pub enum Input {
         queue: JobQueue,
         /// How many wait in it.
         messages: u32,
+    },
+    /// All the queues of workers for which a job is still in the outbox: what is not there yet cannot be claimed (P6).
+    /// To be said before a tick, if it is other than before.
+    UnderWay {
+        /// Whose.
+        to: BTreeSet<WorkerId>,
     },
     /// A dispatched job was returned by the broker: nobody has that queue.
     Returned {

@@ -16,6 +16,8 @@ pub(super) struct Queues {
     watches: BTreeMap<JobQueue, Watch>,
     /// INVARIANT: the exact reverse of the queues' contents.
     places: BTreeMap<Key, (JobQueue, u64)>,
+    /// To whose queues jobs are still under way: their deadlines stand.
+    pub(super) under_way: BTreeSet<WorkerId>,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +123,9 @@ impl Queues {
     /// A tick in which a worker reported a free slot: the jobs in its queue that have waited too long for it.
     pub(super) fn free_tick(&mut self, worker: &WorkerId, deadline: u64) -> Vec<Key> {
         let Some(watch) = self.watches.get_mut(&JobQueue::Worker(worker.clone())) else { return Vec::new() };
+        if self.under_way.contains(worker) {
+            return Vec::new();
+        }
         watch.free_ticks += 1;
         // In the order of dispatch nobody waits longer than who stands before, so the first that is in time
         // ends the search.

@@ -133,6 +133,7 @@ async fn recover<B: Broker>(
         counters,
         hands,
         jobs,
+        under_way: BTreeSet::new(),
         outstanding,
         early: BTreeSet::new(),
         ticks: 0,

@@ -12,7 +12,7 @@ use longshore_protocol::output::{Offsets, OutputMessage, Stream};
 use longshore_protocol::process::Tasks;
 use longshore_protocol::process::watch;
 use longshore_protocol::wire::{self, Unreadable};
-use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, Shard};
+use longshore_protocol::{Attempt, Epoch, ExecutionId, RunId, Shard, WorkerId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -50,6 +50,8 @@ pub(super) struct Writer<B: Broker> {
     pub(super) hands: Hands,
     /// Jobs per queue, in this reign: dispatched, and of those confirmed.
     pub(super) jobs: BTreeMap<JobQueue, (u64, u64)>,
+    /// The workers to whose queues jobs are under way, as the core knows it.
+    pub(super) under_way: BTreeSet<WorkerId>,
     /// Messages that are in the outbox.
     pub(super) outstanding: BTreeSet<i64>,
     pub(super) early: BTreeSet<(RunId, ExecutionId, Attempt)>,
@@ -344,6 +346,7 @@ impl<B: Broker> Writer<B> {
                 if epoch == self.epoch && number > self.ticks {
                     self.ticks = number;
                     self.hands.tick_back.send_replace(number);
+                    self.say_what_is_under_way(work);
                     self.apply(&Input::Tick { epoch }, work);
                     work.workers_changed = true;
                     if number % LOOK_TICKS == 0 {
@@ -351,6 +354,23 @@ impl<B: Broker> Writer<B> {
                     }
                 }
             }
+        }
+    }
+
+    /// P6: a worker is not blamed for what its queue does not hold yet. A broker that was killed may take half a minute
+    /// until it takes a job; one that was given up meanwhile would be carried out beside its successor, in whose
+    /// parent's container.
+    fn say_what_is_under_way(&mut self, work: &mut Work) {
+        let unconfirmed = self.jobs.iter().filter(|(_, (dispatched, confirmed))| dispatched != confirmed);
+        let to: BTreeSet<WorkerId> = unconfirmed
+            .filter_map(|(queue, _)| match queue {
+                JobQueue::Worker(worker) => Some(worker.clone()),
+                JobQueue::Pool(_) => None,
+            })
+            .collect();
+        if to != self.under_way {
+            self.apply(&Input::UnderWay { to: to.clone() }, work);
+            self.under_way = to;
         }
     }
 

@@ -54,6 +54,20 @@ fn p6_a_job_in_a_workers_queue_is_gone_after_its_deadline_of_free_slots() {
     assert_eq!(bench.wake().jobs()[0].1.attempt, t.attempt.next());
 }
 
+/// A broker that was killed takes half a minute until it takes it, say: given up meanwhile, it is carried out beside its
+/// successor, in the parent's container.
+#[test]
+fn p6_a_job_on_its_way_to_a_workers_queue_has_no_deadline_yet() {
+    let mut bench = Bench::new();
+    child_waits(&mut bench);
+    assert_eq!(beat_and_tick(&mut bench, 10, 1), [""; 0]);
+    bench.input(&Input::UnderWay { to: ["a".parse().unwrap()].into() });
+    assert_eq!(beat_and_tick(&mut bench, 100, 1), [""; 0]);
+    bench.input(&Input::UnderWay { to: [].into() });
+    assert_eq!(beat_and_tick(&mut bench, 19, 1), [""; 0]);
+    assert_eq!(beat_and_tick(&mut bench, 1, 1), ["ended", "retried"]);
+}
+
 #[test]
 fn p6_a_job_in_a_workers_queue_ends_with_its_lease() {
     let mut bench = Bench::new();
