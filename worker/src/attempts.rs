@@ -111,6 +111,12 @@ struct Held {
     forgotten: CancellationToken,
 }
 
+impl Held {
+    fn runs(&self) -> bool {
+        !matches!(self.record.phase, Phase::Finished(_))
+    }
+}
+
 /// How many that were let go of are remembered, some tens of bytes each: far more than end while a successor publishes
 /// what a dying coordinator had published already.
 const LET_GO_MAX: usize = 4096;
@@ -358,18 +364,17 @@ impl Attempts {
 
     /// Whether an attempt is here and over.
     pub(crate) fn is_finished(&self, key: AttemptKey) -> bool {
-        self.lock().held.get(&key).is_some_and(|held| matches!(held.record.phase, Phase::Finished(_)))
+        self.lock().held.get(&key).is_some_and(|held| !held.runs())
     }
 
     /// How many are being carried out.
     pub(crate) fn running(&self) -> usize {
-        self.lock().held.values().filter(|held| !matches!(held.record.phase, Phase::Finished(_))).count()
+        self.lock().held.values().filter(|held| held.runs()).count()
     }
 
     /// Whether another one is.
     pub(crate) fn others_run(&self, claim: &Claim) -> bool {
-        let runs = |record: &AttemptRecord| record.claim != *claim && !matches!(record.phase, Phase::Finished(_));
-        self.lock().held.values().any(|held| runs(&held.record))
+        self.lock().held.values().any(|held| held.runs() && held.record.claim != *claim)
     }
 
     /// How many it speaks for: those that run, and those whose output may be on its way.

@@ -71,7 +71,7 @@ pub enum Input {
         messages: u32,
     },
     /// All the queues of workers for which a job is still in the outbox: what is not there yet cannot be claimed (P6).
-    /// To be said before a tick, if it is other than before.
+    /// To be said before each tick.
     UnderWay {
         /// Whose.
         to: BTreeSet<WorkerId>,

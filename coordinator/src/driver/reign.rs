@@ -133,7 +133,6 @@ async fn recover<B: Broker>(
         counters,
         hands,
         jobs,
-        under_way: BTreeSet::new(),
         outstanding,
         early: BTreeSet::new(),
         ticks: 0,

@@ -50,8 +50,6 @@ pub(super) struct Writer<B: Broker> {
     pub(super) hands: Hands,
     /// Jobs per queue, in this reign: dispatched, and of those confirmed.
     pub(super) jobs: BTreeMap<JobQueue, (u64, u64)>,
-    /// The workers to whose queues jobs are under way, as the core knows it.
-    pub(super) under_way: BTreeSet<WorkerId>,
     /// Messages that are in the outbox.
     pub(super) outstanding: BTreeSet<i64>,
     pub(super) early: BTreeSet<(RunId, ExecutionId, Attempt)>,
@@ -368,10 +366,7 @@ impl<B: Broker> Writer<B> {
                 JobQueue::Pool(_) => None,
             })
             .collect();
-        if to != self.under_way {
-            self.apply(&Input::UnderWay { to: to.clone() }, work);
-            self.under_way = to;
-        }
+        self.apply(&Input::UnderWay { to }, work);
     }
 
     /// P6: only where every job is confirmed; what is still in the outbox cannot be in the queue.
