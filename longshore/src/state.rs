@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     fn engine() -> EngineId {
-        EngineId("engine-1".to_owned())
+        EngineId::from("engine-1")
     }
 
     fn note() -> LockNote {
@@ -331,7 +331,7 @@ mod tests {
         let held = state.lock(run, &note()).unwrap();
         assert!(matches!(state.lock_again(run, &note()).unwrap(), Again::Held));
         drop(held);
-        let elsewhere = LockNote { engine: EngineId("engine-2".to_owned()), ..note() };
+        let elsewhere = LockNote { engine: EngineId::from("engine-2"), ..note() };
         assert!(matches!(state.lock_again(run, &elsewhere).unwrap(), Again::OnAnotherEngine(left) if left == engine()));
         let Again::Taken(again) = state.lock_again(run, &note()).unwrap() else { panic!("nobody holds it") };
         assert!(state.is_held(run) && state.dead(&engine()).unwrap().is_empty());
@@ -354,7 +354,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open_at(dir.path()).unwrap();
         drop(state.lock(RunId::new(), &note()).unwrap());
-        assert!(state.dead(&EngineId("engine-2".to_owned())).unwrap().is_empty());
+        assert!(state.dead(&EngineId::from("engine-2")).unwrap().is_empty());
         assert_eq!(state.dead(&engine()).unwrap().len(), 1);
     }
 

@@ -5,37 +5,78 @@ use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 use uuid::Uuid;
 
-/// Makes a string newtype whose text must match a small alphabet, because it travels in queue
-/// names, container names and paths.
-macro_rules! name_type {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
-
+/// What a newtype of a text can say of itself. The text is kept in place up to 23 bytes: the coordinator holds, copies
+/// and compares millions, and each that lies elsewhere is a miss of the processor's caches.
+macro_rules! text {
+    ($name:ident) => {
         impl $name {
-            /// The most characters one may have.
-            pub const LEN_MAX: usize = $max;
-
             /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
         }
 
-        impl TryFrom<String> for $name {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+/// Makes a newtype of any text.
+macro_rules! text_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        #[serde(transparent)]
+        pub struct $name(#[schemars(with = "String")] SmolStr);
+
+        text!($name);
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl From<String> for $name {
+            fn from(text: String) -> Self {
+                Self(text.into())
+            }
+        }
+    };
+}
+
+/// Makes one whose text must match a small alphabet, because it travels in queue names, container names and paths.
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        #[serde(try_from = "SmolStr", into = "SmolStr")]
+        #[schemars(with = "String")]
+        pub struct $name(SmolStr);
+
+        text!($name);
+
+        impl $name {
+            /// The most characters one may have.
+            pub const LEN_MAX: usize = $max;
+        }
+
+        impl TryFrom<SmolStr> for $name {
             type Error = InvalidName;
 
-            fn try_from(text: String) -> Result<Self, InvalidName> {
+            fn try_from(text: SmolStr) -> Result<Self, InvalidName> {
                 let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
                 let fits = !text.is_empty() && text.len() <= Self::LEN_MAX;
                 if fits && text.chars().all(allowed) && !text.starts_with('-') {
                     Ok(Self(text))
                 } else {
-                    Err(InvalidName { what: $what, text, len_max: Self::LEN_MAX })
+                    Err(InvalidName { what: $what, text: text.into(), len_max: Self::LEN_MAX })
                 }
             }
         }
@@ -44,19 +85,13 @@ macro_rules! name_type {
             type Err = InvalidName;
 
             fn from_str(text: &str) -> Result<Self, InvalidName> {
-                Self::try_from(text.to_owned())
+                Self::try_from(SmolStr::from(text))
             }
         }
 
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
+        impl From<$name> for SmolStr {
+            fn from(name: $name) -> SmolStr {
                 name.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
             }
         }
     };
@@ -192,43 +227,18 @@ name_type! {
 
 impl Default for PoolName {
     fn default() -> Self {
-        Self("default".to_owned())
+        Self(SmolStr::new_static("default"))
     }
 }
 
-/// The id that a Docker Engine gives itself (`/info`, field `ID`): workers beside one Engine share its snapshots.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct EngineId(pub String);
-
-impl fmt::Display for EngineId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+text_type! {
+    /// The id that a Docker Engine gives itself (`/info`, field `ID`): workers beside one Engine share its snapshots.
+    EngineId
 }
 
-/// A step's name within its run, as people see it: `test`, or `test[target=test64]` out of a matrix.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
-pub struct StepName(pub String);
-
-impl StepName {
-    /// The text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<&str> for StepName {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl fmt::Display for StepName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+text_type! {
+    /// A step's name within its run, as people see it: `test`, or `test[target=test64]` out of a matrix.
+    StepName
 }
 
 /// One start of a worker (P10). The counter orders the starts of one disk; the random part tells a

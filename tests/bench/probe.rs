@@ -58,7 +58,7 @@ impl Probe {
         };
         let mut probe = Self { broker, topology, worker, incarnation, control, numbered: 0, run, claim };
         let hello = Hello {
-            engine: EngineId("none".to_owned()),
+            engine: EngineId::from("none"),
             pool,
             slots: 1,
             version: "0".to_owned(),
@@ -120,7 +120,7 @@ impl Probe {
         let heartbeat = Heartbeat {
             worker: self.worker.clone(),
             incarnation: self.incarnation,
-            engine: EngineId("none".to_owned()),
+            engine: EngineId::from("none"),
             pool: "probe".parse()?,
             slots: 1,
             slots_free: 0,

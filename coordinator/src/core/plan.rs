@@ -66,10 +66,7 @@ impl From<&Pipeline> for Plan {
             let before = steps.iter().rev().take(2).find(|before| *before.common == common);
             let common = before.map_or_else(|| Arc::new(common), |before| Arc::clone(&before.common));
             let cache_key = step.cache_key.as_deref().map(Box::from);
-            // Names come from texts that were longer: what is kept is as long as it is.
-            let mut name = step.name.clone();
-            name.0.shrink_to_fit();
-            steps.push(Planned { name, cache_key, text, common });
+            steps.push(Planned { name: step.name.clone(), cache_key, text, common });
         }
         Self { name: pipeline.name.clone(), timeout_ms: pipeline.timeout_ms, steps: steps.into() }
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
+use indexmap::IndexMap;
 use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::event::{Claim, Hello};
 use longshore_protocol::outcome::CancelledBy;
@@ -52,7 +54,8 @@ pub(super) struct Run {
     /// INVARIANT: one per step of the pipeline, in its order; behind them the hidden ones that make again what a
     /// step left (P20), in the order in which they were begun.
     pub(super) steps: Vec<Step>,
-    pub(super) indices: BTreeMap<ExecutionId, usize>,
+    /// Looked up by every entry, some times: a hash is found in one place, of whatever size the run is.
+    pub(super) indices: IndexMap<ExecutionId, usize, FixedState>,
     /// Of the pipeline's steps.
     pub(super) tally: Tally,
     /// Hidden steps that are not settled.
@@ -266,7 +269,7 @@ impl Run {
         let name = &self.planned(step).name;
         let Some(of) = self.steps[step].remake_of else { return name.clone() };
         let n = self.steps[of].remakes.iter().take_while(|remake| **remake != step).count() + 1;
-        StepName(format!("{name}~{n}"))
+        StepName::from(format!("{name}~{n}"))
     }
 
     /// Whether the run is over but for its verdict: nothing of it will be carried out any more.

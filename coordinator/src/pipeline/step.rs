@@ -76,7 +76,7 @@ impl Resolver<'_> {
         (spec.command, spec.env) = (command?, env?);
         self.check(bounds::total(&spec), node.get("name"))?;
         Some(PlannedStep {
-            name: StepName(name),
+            name: StepName::from(name),
             parent: parent?,
             needs,
             spec,
@@ -167,7 +167,7 @@ impl Resolver<'_> {
         };
         // None if the parent's own matrix is wrong, which has been noted.
         let parent_values = self.instances[link.target.step()].get(instance)?;
-        Some(StepName(matrix::instance_name(&parent.name, parent_values)))
+        Some(StepName::from(matrix::instance_name(&parent.name, parent_values)))
     }
 
     fn needs(&self, links: &Links, parent: Option<&Parent>) -> Vec<StepName> {
@@ -180,7 +180,7 @@ impl Resolver<'_> {
                 Target::Instance(_, instance) => &self.instances[at][instance..=instance],
             };
             for values in instances {
-                let name = StepName(matrix::instance_name(&self.raw.steps[at].name, values));
+                let name = StepName::from(matrix::instance_name(&self.raw.steps[at].name, values));
                 let is_parent = matches!(parent, Some(Parent::Step(parent)) if *parent == name);
                 if !is_parent && seen.insert(name.clone()) {
                     needs.push(name);

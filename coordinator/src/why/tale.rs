@@ -227,7 +227,7 @@ impl<'a> Tale<'a> {
         let text = match by {
             CancelledBy::RunTimeout => "the run had taken longer than its timeout".to_owned(),
             CancelledBy::User => "the user asked for the end of the run".to_owned(),
-            CancelledBy::Sibling(failed) if *failed == self.step.name.0 => return,
+            CancelledBy::Sibling(failed) if failed == self.step.name.as_str() => return,
             CancelledBy::Sibling(failed) if self.step.keep_going => {
                 format!("{failed} failed, which ends the rest of the run; but this step keeps going")
             }

@@ -150,7 +150,7 @@ impl Bench {
         Heartbeat {
             worker: id(worker),
             incarnation: host.incarnation,
-            engine: EngineId(host.engine.to_owned()),
+            engine: EngineId::from(host.engine),
             pool: PoolName::default(),
             slots: host.slots,
             slots_free: host.slots.saturating_sub(u32::try_from(attempts.len()).unwrap()),
@@ -275,7 +275,7 @@ pub(crate) fn id(worker: &str) -> WorkerId {
 }
 
 pub(crate) fn hello(engine: &str, slots: u32, records: Vec<AttemptRecord>) -> Hello {
-    let engine = EngineId(engine.to_owned());
+    let engine = EngineId::from(engine);
     Hello { engine, pool: PoolName::default(), slots, version: "0".to_owned(), host: "h".to_owned(), records }
 }
 

@@ -86,7 +86,8 @@ impl Model {
         self.free.entry(pool.clone()).or_default().insert(n);
         self.workers.push(Worker { id, pool: pool.clone(), slots, busy: 0, number: 0 });
         let hello = Hello {
-            engine: EngineId(format!("e{n}")),
+            // As long as an Engine's are.
+            engine: EngineId::from(format!("f0c5b3d2-7a41-4e0c-9d55-{n:012}")),
             pool: pool.clone(),
             slots: u32::try_from(slots).unwrap(),
             version: "0".to_owned(),

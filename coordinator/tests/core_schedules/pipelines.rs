@@ -41,7 +41,7 @@ fn concurrency(dice: &mut Dice) -> Concurrency {
 
 pub(crate) fn thrown(dice: &mut Dice) -> Pipeline {
     let count = 1 + dice.below(8);
-    let name = |index: usize| StepName(format!("s{index}"));
+    let name = |index: usize| StepName::from(format!("s{index}"));
     let step = |index: usize, dice: &mut Dice| {
         // Chains as often as forks: only what has one child is parked without a commit.
         let from =

@@ -94,7 +94,7 @@ impl Worker {
     }
 
     pub(crate) fn engine_id(&self) -> EngineId {
-        EngineId(format!("engine-{}", self.engine))
+        EngineId::from(format!("engine-{}", self.engine))
     }
 
     pub(crate) fn acts(&self) -> bool {

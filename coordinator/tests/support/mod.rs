@@ -198,7 +198,7 @@ impl Fleet {
         let (broker, topology) = (self.broker.another(), self.topology());
         let (worker, pool): (WorkerId, PoolName) = (id.parse().unwrap(), PoolName::default());
         broker.declare(&topology.of_worker(&worker, &pool)).await.unwrap();
-        let (version, host, engine) = ("0".to_owned(), "host".to_owned(), EngineId(format!("engine-{id}")));
+        let (version, host, engine) = ("0".to_owned(), "host".to_owned(), EngineId::from(format!("engine-{id}")));
         let event = Event::Hello(Hello { engine, pool, slots, version, host, records: vec![] });
         let incarnation = Incarnation { start: 1, nonce: 7 };
         let body = wire::encode(&EventMessage { worker, incarnation, number: 1, event });
@@ -303,7 +303,7 @@ impl<B: Broker> ScriptedWorker<B> {
         let incarnation = Incarnation { start: 1, nonce: 7 };
         let told = VecDeque::new();
         let mut worker = Self { broker, topology, id, incarnation, number: 0, pool, own, control, told };
-        let engine = EngineId(format!("engine-{}", worker.id));
+        let engine = EngineId::from(format!("engine-{}", worker.id));
         let (version, host) = ("0".to_owned(), "host".to_owned());
         worker.event(Event::Hello(Hello { engine, pool: pool_name, slots: 4, version, host, records: vec![] })).await;
         worker

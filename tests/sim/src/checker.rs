@@ -111,7 +111,7 @@ impl Checker<'_> {
             let Some(state) = self.tables.run(run.id) else { continue };
             for view in &state.view.steps {
                 let Some(step) = run.steps.iter().find(|step| step.name == view.step.as_str()) else { continue };
-                let execution = ExecutionId::of_step(run.id, &StepName(step.name.clone()));
+                let execution = ExecutionId::of_step(run.id, &StepName::from(step.name.as_str()));
                 let Some(settled) = self.settled.get(&execution).cloned() else { continue };
                 if view.outcome.as_ref() != Some(&settled) {
                     self.wrong(format!(
@@ -164,7 +164,7 @@ impl Checker<'_> {
         let fails = |attempt: Attempt| attempt.0 <= step.fails;
         let in_time = step.runs_ms < step.timeout_s * 1_000;
         let others_failed = run.steps.iter().any(|other| {
-            let execution = ExecutionId::of_step(run.id, &StepName(other.name.clone()));
+            let execution = ExecutionId::of_step(run.id, &StepName::from(other.name.as_str()));
             other.name != step.name && self.settled.get(&execution).is_some_and(|outcome| !outcome.is_passed())
         });
         let right = match outcome {
@@ -300,7 +300,7 @@ impl RunPlan {
         self.steps
             .iter()
             .filter(move |step| of(step))
-            .map(|step| ExecutionId::of_step(self.id, &StepName(step.name.clone())))
+            .map(|step| ExecutionId::of_step(self.id, &StepName::from(step.name.as_str())))
     }
 
     /// Its steps of the concurrency group.
@@ -337,7 +337,7 @@ impl RunPlan {
 /// The snapshots that stay: those that a cache keeps, and of `snapshot: always`, which are for people.
 pub fn is_kept(plan: &Plan, snapshot: &str) -> bool {
     let always = plan.runs.iter().any(|run| {
-        let names = run.steps.iter().filter(|step| step.always).map(|step| StepName(step.name.clone()));
+        let names = run.steps.iter().filter(|step| step.always).map(|step| StepName::from(step.name.as_str()));
         names.into_iter().any(|name| snapshot.contains(&ExecutionId::of_step(run.id, &name).to_hex()))
     });
     always || is_cached(plan, snapshot)

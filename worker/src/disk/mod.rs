@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     fn engine(id: &str) -> EngineId {
-        EngineId(id.to_owned())
+        EngineId::from(id)
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::bench::{Bench, FOR_EVER, IMAGE, read, read_until};
 
 pub async fn info_names_the_engine<E: Engine>(bench: Bench<E>) {
     let info = bench.engine.info().await.unwrap();
-    assert!(!info.id.0.is_empty() && !info.version.is_empty() && !info.data_root.is_empty(), "{info:?}");
+    assert!(!info.id.as_str().is_empty() && !info.version.is_empty() && !info.data_root.is_empty(), "{info:?}");
     assert!(!info.storage_driver.is_empty() && info.api_version.starts_with("1."), "{info:?}");
     assert_eq!(bench.engine.info().await.unwrap(), info);
 }

@@ -28,7 +28,7 @@ async fn p7_a_heartbeat_says_what_is() {
     assert_eq!(claims(&heartbeat.attempts).len(), 2, "the finished one is held until it is settled");
     assert_eq!(heartbeat.snapshots, [SnapshotId::ephemeral(&fence(&kept, &worker.id))]);
     assert!(heartbeat.last_event >= 5, "hello, three of the first, accepted: {}", heartbeat.last_event);
-    assert_eq!(heartbeat.engine.0, "fake");
+    assert_eq!(heartbeat.engine.as_str(), "fake");
     worker.stop().await;
 }
 

@@ -125,7 +125,7 @@ fn stored_row(row: RawRow) -> Result<StoredRow, StoreError> {
     };
     Ok(StoredRow {
         change: count(change),
-        step: StepName(step),
+        step: StepName::from(step),
         execution: from_text("an execution's id", &execution)?,
         attempt: Attempt(u32::try_from(attempt).unwrap_or(u32::MAX)),
         first_line: count(first_line),

@@ -83,7 +83,7 @@ async fn write(batch: &Batch, epoch: Epoch, to: &mut Connection) -> Result<(), S
         &batch.steps,
         |mut values, row| {
             values.push_bind(row.run.to_string()).push_bind(sql(row.index as u64));
-            values.push_bind(row.view.step.0.clone()).push_bind(row.view.execution.to_string());
+            values.push_bind(row.view.step.as_str()).push_bind(row.view.execution.to_string());
             values.push_bind(sql(row.change)).push_bind(to_json(&row.view));
         },
     )
@@ -130,7 +130,7 @@ async fn write_logs(batch: &Batch, to: &mut Connection) -> Result<(), StoreError
         &batch.logs,
         |mut values, log| {
             values.push_bind(log.claim.execution.to_string()).push_bind(i64::from(log.claim.attempt.0));
-            values.push_bind(log.claim.run.to_string()).push_bind(log.step.0.clone());
+            values.push_bind(log.claim.run.to_string()).push_bind(log.step.as_str());
             values.push("0, 0, 0, FALSE");
         },
     )

@@ -130,7 +130,7 @@ impl Engine for DockerEngine {
         let info = self.limited("info", QUESTION, self.client().info()).await?;
         let version = self.client().client_version();
         Ok(EngineInfo {
-            id: EngineId(info.id.unwrap_or_default()),
+            id: EngineId::from(info.id.unwrap_or_default()),
             version: info.server_version.unwrap_or_default(),
             api_version: format!("{}.{}", version.major_version, version.minor_version),
             storage_driver: info.driver.unwrap_or_default(),

@@ -114,7 +114,7 @@ impl Engine for FakeEngine {
     async fn info(&self) -> Result<EngineInfo, EngineError> {
         let state = self.enter("info").await?;
         Ok(EngineInfo {
-            id: EngineId(state.id.clone()),
+            id: EngineId::from(state.id.clone()),
             version: "fake".to_owned(),
             api_version: "1.41".to_owned(),
             storage_driver: "memory".to_owned(),
