@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use futures_util::future::join_all;
 use http_body_util::BodyExt as _;
+use longshore_protocol::ExecutionId;
 use longshore_worker::engine::Engine as _;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
@@ -124,12 +125,12 @@ async fn carry_out(plan: &Plan, dir: &Path, told: bool) -> Report {
 
 /// P18: of an exclusive step, no two attempts run at once, on whatever host.
 async fn no_two_at_once(plan: Plan, stage: Stage) {
-    let exclusive: Vec<String> =
-        plan.runs.iter().flat_map(RunPlan::exclusive).map(|execution| execution.to_string()).collect();
+    let exclusive: Vec<ExecutionId> = plan.runs.iter().flat_map(RunPlan::exclusive).collect();
     while !exclusive.is_empty() {
         let running: Vec<String> = stage.engines().flat_map(|(_, engine)| engine.commands()).collect();
         for execution in &exclusive {
-            let at_once: Vec<_> = running.iter().filter(|attempt| attempt.starts_with(execution)).collect();
+            let execution = execution.to_string();
+            let at_once: Vec<_> = running.iter().filter(|attempt| attempt.starts_with(&execution)).collect();
             if at_once.len() > 1 {
                 return stage.world().violated(format!("{at_once:?} run at once (P18)"));
             }

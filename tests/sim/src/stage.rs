@@ -12,7 +12,7 @@ use longshore_worker::engine::EngineError;
 use longshore_worker::engine::fake::FakeEngine;
 use longshore_worker::{BlobSource, Worker};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::SimBroker;
@@ -67,7 +67,7 @@ struct Inner {
     hosts: Vec<Host>,
     coordinators: Vec<Place<Router>>,
     /// Faults have ended: what is down comes up at once.
-    healed: CancellationToken,
+    healed: Mutex<bool>,
     /// A process was killed at a point.
     died: Notify,
 }
@@ -110,7 +110,7 @@ impl Stage {
         });
         let coordinators = (0..plan.coordinators).map(|_| Place::default());
         let (hosts, coordinators) = (hosts.collect(), coordinators.collect());
-        let (healed, died) = (CancellationToken::new(), Notify::new());
+        let (healed, died) = (Mutex::default(), Notify::new());
         Self(Arc::new(Inner { world, broker, database, dir, hosts, coordinators, healed, died }))
     }
 
@@ -269,7 +269,12 @@ impl Stage {
         tokio::spawn(async move {
             // A killed process's files and locks are let go of within this time.
             sleep(Duration::from_millis(10)).await;
-            stage.pass(ms).await;
+            for _ in 0..ms / 100 {
+                if *lock(&stage.0.healed) {
+                    break;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
             match which {
                 Which::Coordinator(which) => stage.start_coordinator(which),
                 Which::Worker(which) => stage.start_worker(which),
@@ -408,12 +413,17 @@ impl Stage {
 
     /// So much time passes, or less if the world heals.
     async fn pass(&self, ms: u64) {
-        let _ = timeout(Duration::from_millis(ms), self.0.healed.cancelled()).await;
+        for _ in 0..ms.div_ceil(100) {
+            if *lock(&self.0.healed) {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// No fault any more, and whatever is down, stopped or cut off comes back.
     pub fn heal(&self) {
-        self.0.healed.cancel();
+        *lock(&self.0.healed) = true;
         self.0.world.calm();
         for host in &self.0.hosts {
             host.engine.heal();

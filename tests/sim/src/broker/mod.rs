@@ -163,11 +163,7 @@ impl SimBroker {
 
     /// Its memory is full, or no longer: nothing is read from connections that publish.
     pub fn alarm(&self, alarm: bool) {
-        let mut server = self.lock();
-        server.alarm = alarm;
-        for client in server.clients.values() {
-            client.changed.notify_waiters();
-        }
+        self.lock().alarm = alarm;
     }
 }
 
@@ -210,7 +206,7 @@ impl SimClient {
     /// The connection that there is, or the next one.
     async fn connected(&self, kind: Kind) -> Result<u64, BrokerError> {
         loop {
-            {
+            let changed = {
                 let server = self.lock();
                 if server.is_closed(self.id()) {
                     return Err(BrokerError::Closed);
@@ -218,8 +214,10 @@ impl SimClient {
                 if let Some(connection) = server.connection(self.id(), kind) {
                     return Ok(connection);
                 }
-            }
-            self.changes().await;
+                let changed = server.clients.get(&self.id()).map(|client| Arc::clone(&client.changed));
+                changed.expect("INVARIANT: a client that is not closed is known").notified_owned()
+            };
+            changed.await;
         }
     }
 
@@ -249,19 +247,10 @@ impl SimClient {
             if open(self) {
                 return Ok(());
             }
-            self.changes().await;
-            if open(self) {
-                sleep(RETRANSMIT).await;
-            }
+            sleep(RETRANSMIT).await;
         }
         let closed = self.lock().is_closed(self.id());
         Err(if closed { BrokerError::Closed } else { lost("it was reset") })
-    }
-
-    /// Something about its connections changes.
-    async fn changes(&self) {
-        let changed = Arc::clone(&self.lock().clients[&self.id()].changed);
-        changed.notified().await;
     }
 
     fn speaks(&self) -> bool {
@@ -275,9 +264,9 @@ impl SimClient {
     async fn arrive(&self, messages: &[Outgoing]) -> Result<(), PublishError> {
         let connection = self.connected(Kind::Publishing).await?;
         self.travel().await;
-        // A full broker reads nothing.
+        // A full broker reads nothing; it is looked at again ten times a second.
         while self.lock().alarm && !self.is_lost(Kind::Publishing, connection) {
-            self.changes().await;
+            sleep(Duration::from_millis(100)).await;
         }
         self.passes(Kind::Publishing, connection, Self::speaks).await?;
         let torn = self.world().strikes("message lost before its confirm", |noise| noise.publish_lost);
@@ -407,11 +396,15 @@ impl SimConsumer {
             match there {
                 None => news.notified().await,
                 // There, and not heard: until the connection is given up, or the wire is mended.
-                Some(there) if there <= Instant::now() => tokio::select! {
-                    biased;
-                    () = client.changes() => {}
-                    () = news.notified() => {}
-                },
+                Some(there) if there <= Instant::now() => {
+                    let changed = client.lock().clients.get(&client.id()).map(|client| Arc::clone(&client.changed))?;
+                    tokio::select! {
+                        biased;
+                        () = changed.notified() => {}
+                        () = news.notified() => {}
+                        () = sleep(Duration::from_millis(100)) => {}
+                    }
+                }
                 Some(there) => sleep_until(there).await,
             }
         }
