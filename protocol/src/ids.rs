@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 use uuid::Uuid;
 
-/// What a newtype of a text can say of itself. The text is kept in place up to 23 bytes: the coordinator holds, copies
-/// and compares millions, and each that lies elsewhere is a miss of the processor's caches.
+/// What a newtype of a text can say of itself. The text is kept in place up to 23 bytes, and shared by its copies from
+/// there on: the coordinator holds, copies and compares millions, and each that lies elsewhere is a miss of the
+/// processor's caches.
 macro_rules! text {
     ($name:ident) => {
         impl $name {

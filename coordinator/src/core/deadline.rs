@@ -40,14 +40,14 @@ impl Core {
                 self.deadlines.extend(run.deadline().map(|at| (at, id)));
             }
             Entry::RetryAsked { steps, .. } => {
-                steps.iter().map(|step| run.indices[step]).for_each(expect);
+                steps.iter().map(|step| run.index(step)).for_each(expect);
                 self.deadlines.extend(run.deadline().map(|at| (at, id)));
             }
             Entry::Settled { execution, outcome, .. } if outcome.is_passed() => {
-                let step = run.original(run.indices[execution]);
+                let step = run.original(run.index(execution));
                 run.graph.dependents[step].iter().copied().for_each(expect);
             }
-            Entry::Retried { execution, .. } => expect(run.indices[execution]),
+            Entry::Retried { execution, .. } => expect(run.index(execution)),
             Entry::RunSettled { .. } => {
                 let deadline = run.deadline();
                 deadline.map(|at| self.deadlines.remove(&(at, id)));

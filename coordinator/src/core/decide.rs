@@ -215,19 +215,19 @@ impl Core {
                 self.dirty.extend(unsettled.map(|step| (id, step)));
             }
             Entry::RetryAsked { steps, .. } => {
-                let ready = steps.iter().map(|step| run.indices[step]).filter(|step| run.steps[*step].waits == 0);
+                let ready = steps.iter().map(|step| run.index(step)).filter(|step| run.steps[*step].waits == 0);
                 self.dirty.extend(ready.map(|step| (id, step)));
             }
             Entry::StepCancelAsked { execution, .. } | Entry::Ended { execution, .. } => {
-                self.dirty.insert((id, run.indices[execution]));
+                self.dirty.insert((id, run.index(execution)));
             }
             Entry::Retried { execution, not_before_ms, .. } => {
-                let step = run.indices[execution];
+                let step = run.index(execution);
                 self.dirty.insert((id, step));
                 self.timers.insert((*not_before_ms, id, step));
             }
             Entry::Settled { execution, outcome, .. } if outcome.is_passed() => {
-                let step = run.indices[execution];
+                let step = run.index(execution);
                 if let Some(of) = run.steps[step].remake_of {
                     self.dirty.extend(waiting_for(run, of).map(|step| (id, step)));
                 } else {
@@ -237,7 +237,7 @@ impl Core {
                 self.dirty.extend(unwanted_remake(run, step).map(|step| (id, step)));
             }
             Entry::Settled { execution, .. } => {
-                let step = run.indices[execution];
+                let step = run.index(execution);
                 // P20: what waited for what could not be made again.
                 if let Some(of) = run.steps[step].remake_of {
                     self.dirty.extend(waiting_for(run, of).map(|step| (id, step)));
@@ -245,7 +245,7 @@ impl Core {
                 self.dirty.extend(unwanted_remake(run, step).map(|step| (id, step)));
             }
             Entry::RemakeBegun { remake, .. } => {
-                self.dirty.insert((id, run.indices[remake]));
+                self.dirty.insert((id, run.index(remake)));
             }
             _ => {}
         }
@@ -262,14 +262,14 @@ impl Core {
             }
             Entry::RetryAsked { steps, .. } => {
                 out.runs.insert(id);
-                out.touched.extend(steps.iter().map(|step| (id, run.indices[step])));
+                out.touched.extend(steps.iter().map(|step| (id, run.index(step))));
             }
             Entry::CancelAsked { .. } | Entry::RunSettled { .. } => {
                 out.runs.insert(id);
             }
             Entry::Settled { execution, .. } => {
                 out.runs.insert(id);
-                out.touched.insert((id, run.original(run.indices[execution])));
+                out.touched.insert((id, run.original(run.index(execution))));
             }
             Entry::RemakeBegun { execution, .. }
             | Entry::LeftLost { execution, .. }
@@ -280,7 +280,7 @@ impl Core {
             | Entry::Ended { execution, .. }
             | Entry::Retried { execution, .. }
             | Entry::LogClosed { execution, .. } => {
-                out.touched.insert((id, run.original(run.indices[execution])));
+                out.touched.insert((id, run.original(run.index(execution))));
             }
             _ => {}
         }
@@ -331,7 +331,7 @@ impl Core {
     fn cancel_steps(&mut self, id: RunId, steps: &[ExecutionId], now: Millis, out: &mut Step) {
         for execution in steps {
             let Some(run) = self.state.runs.get(&id) else { return };
-            let step = run.indices.get(execution).map(|index| &run.steps[*index]);
+            let step = run.find(execution).map(|index| &run.steps[index]);
             let open = step.is_some_and(|step| {
                 step.remake_of.is_none() && step.stage != Stage::Settled && !step.cancelled && !run.cancelled
             });

@@ -141,6 +141,6 @@ fn key_of(entry: &Entry, state: &State) -> Option<Key> {
     else {
         return None;
     };
-    let step = *state.runs.get(run)?.indices.get(execution)?;
+    let step = state.runs.get(run)?.find(execution)?;
     Some(Key { run: *run, step, attempt: *attempt })
 }

@@ -77,7 +77,7 @@ impl State {
     /// The run, and which of its steps is meant.
     pub(super) fn of(&mut self, run: RunId, execution: ExecutionId) -> Result<(&mut Run, usize), &'static str> {
         let run = self.run(run)?;
-        let step = *run.indices.get(&execution).ok_or("the run has no such execution")?;
+        let step = run.find(&execution).ok_or("the run has no such execution")?;
         Ok((run, step))
     }
 
@@ -91,7 +91,6 @@ impl State {
                 Step { ready_at: at, ..step }
             })
             .collect();
-        let indices = steps.iter().enumerate().map(|(index, step)| (step.execution, index)).collect();
         let run = Run {
             tenant: Arc::from(tenant),
             pipeline: Plan::from(pipeline),
@@ -104,8 +103,8 @@ impl State {
             cancelled: false,
             timed_out: false,
             failed_first: None,
+            executions: steps.iter().map(|step| step.execution).collect(),
             steps,
-            indices,
             tally: Tally::default(),
             remaking: 0,
             logs_open: 0,
@@ -203,7 +202,7 @@ impl State {
         let worker = self.workers.get_mut(worker_id).ok_or("the worker never joined")?;
         ensure(worker.alive, "the worker's lease has ended")?;
         let run = self.runs.get_mut(&id).ok_or("nobody submitted this run")?;
-        let step = *run.indices.get(&execution).ok_or("the run has no such execution")?;
+        let step = run.find(&execution).ok_or("the run has no such execution")?;
         let current = Self::current(run, step, attempt)?;
         ensure(current.owner.is_none(), "the attempt has an owner")?; // P5
         current.owner = Some(worker_id.clone());

@@ -188,7 +188,7 @@ impl State {
         let lost = run.steps[index].lost.take();
         run.steps.push(Step { lost, ready_at: at, ..Step::new(remake, 0, 0, Some(index)) });
         run.steps[index].remakes.push(hidden);
-        run.indices.insert(remake, hidden);
+        run.executions.insert(remake);
         run.remaking += 1;
         if let Some(parent) = run.parent(hidden) {
             run.steps[parent].children += 1;

@@ -200,6 +200,6 @@ impl Core {
     /// By which name people ask for an attempt's log: its step's; of a remake, that with `~` and a number.
     pub fn log_name(&self, claim: &Claim) -> Option<StepName> {
         let run = self.state.runs.get(&claim.run)?;
-        Some(run.log_name(*run.indices.get(&claim.execution)?))
+        Some(run.log_name(run.find(&claim.execution)?))
     }
 }

@@ -47,7 +47,7 @@ impl Core {
     /// What is known of a step at this moment; `None` if it is unknown or its run was forgotten.
     pub fn present(&self, id: RunId, execution: ExecutionId, now: Millis) -> Option<Present> {
         let run = self.state.runs.get(&id)?;
-        let index = *run.indices.get(&execution)?;
+        let index = run.find(&execution)?;
         let (step, pool) = (&run.steps[index], &run.planned(index).spec.pool);
         let serves = self.state.workers.iter().filter(|(_, worker)| worker.alive && worker.hello.pool == *pool);
         let slots_free = |id: &WorkerId| self.fleet.seen.get(id).and_then(|seen| seen.slots_free).unwrap_or(0);

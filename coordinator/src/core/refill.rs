@@ -133,7 +133,7 @@ impl Core {
             Entry::RunSettled { run, .. } => self.shares.forget(*run),
             Entry::Dispatched { run: id, execution, queue, .. } => {
                 let run = &self.state.runs[id];
-                let index = run.indices[execution];
+                let index = run.index(execution);
                 let (pool, tenant) = (run.planned(index).spec.pool.clone(), Arc::clone(&run.tenant));
                 let weight = self.config.weight(&tenant);
                 let held = candidate(run, *id, index);
@@ -145,7 +145,7 @@ impl Core {
                 self.queue_changed(queue);
             }
             Entry::Accepted { run: id, execution, worker, .. } => {
-                let index = self.state.runs[id].indices[execution];
+                let index = self.state.runs[id].index(execution);
                 self.shares.accepted((*id, index), at);
                 self.recount(worker);
                 if let Some(queue) = self.queue_of(*id, index) {
@@ -153,7 +153,7 @@ impl Core {
                 }
             }
             Entry::Ended { run: id, execution, .. } => {
-                let index = self.state.runs[id].indices[execution];
+                let index = self.state.runs[id].index(execution);
                 self.shares.ended((*id, index), at);
                 let run = &self.state.runs[id];
                 self.ready.look_again(&run.planned(index).spec.pool, &run.tenant, *id);
@@ -168,7 +168,7 @@ impl Core {
                 }
             }
             Entry::Settled { run: id, execution, .. } => {
-                let index = self.state.runs[id].indices[execution];
+                let index = self.state.runs[id].index(execution);
                 self.wait_no_more(*id, index);
                 self.leave_group(*id, index);
             }

@@ -115,7 +115,7 @@ impl State {
         ensure(!steps.is_empty(), "no step is asked for")?;
         let mut opened = BTreeSet::new();
         for execution in steps {
-            let index = *run.indices.get(execution).ok_or("the run has no such execution")?;
+            let index = run.find(execution).ok_or("the run has no such execution")?;
             let step = &run.steps[index];
             ensure(step.remake_of.is_none(), "what is made again is no step of the user's")?;
             ensure(step.outcome.as_ref().is_some_and(|outcome| !outcome.is_passed()), "the step passed")?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use indexmap::IndexMap;
+use indexmap::IndexSet;
 use longshore_protocol::breach::{self, Breach};
 use longshore_protocol::event::{Claim, Hello};
 use longshore_protocol::outcome::CancelledBy;
@@ -54,8 +54,9 @@ pub(super) struct Run {
     /// INVARIANT: one per step of the pipeline, in its order; behind them the hidden ones that make again what a
     /// step left (P20), in the order in which they were begun.
     pub(super) steps: Vec<Step>,
-    /// Looked up by every entry, some times: a hash is found in one place, of whatever size the run is.
-    pub(super) indices: IndexMap<ExecutionId, usize, FixedState>,
+    /// INVARIANT: of the steps, in their order. A hash that does not vary, so that nothing does; whoever made names that
+    /// meet in it would slow down the look-ups of their own run, of ten thousand steps at most.
+    pub(super) executions: IndexSet<ExecutionId, FixedState>,
     /// Of the pipeline's steps.
     pub(super) tally: Tally,
     /// Hidden steps that are not settled.
@@ -185,7 +186,7 @@ pub(super) enum Standing {
 impl State {
     pub(super) fn key(&self, claim: &Claim) -> Option<Key> {
         let run = self.runs.get(&claim.run)?;
-        let step = *run.indices.get(&claim.execution)?;
+        let step = run.find(&claim.execution)?;
         run.steps[step].attempt(claim.attempt)?;
         Some(Key { run: claim.run, step, attempt: claim.attempt })
     }
@@ -218,6 +219,16 @@ impl State {
 }
 
 impl Run {
+    /// The step that an execution carries out.
+    pub(super) fn find(&self, execution: &ExecutionId) -> Option<usize> {
+        self.executions.get_index_of(execution)
+    }
+
+    /// The step that an entry is about.
+    pub(super) fn index(&self, execution: &ExecutionId) -> usize {
+        self.find(execution).expect("the state took the entry, so its run has the step")
+    }
+
     /// Who wants the end of a step. A step that keeps going only listens to the user; one that makes again what
     /// another left goes on while somebody waits for that.
     pub(super) fn cancelled_by(&self, step: usize) -> Option<CancelledBy> {

@@ -168,7 +168,7 @@ impl Core {
             return None;
         };
         let run = self.state.runs.get(run)?;
-        let step = &run.steps[*run.indices.get(execution)?];
+        let step = &run.steps[run.find(execution)?];
         Some(match entry {
             Entry::Accepted { .. } => Waited::Queued(at.saturating_sub(step.attempt(*attempt)?.dispatched_at)),
             _ => Waited::Ready(at.saturating_sub(step.ready_at)),
