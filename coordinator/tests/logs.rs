@@ -63,9 +63,9 @@ async fn p1_logs_of_any_bytes_come_back_as_they_were() {
     assert_eq!(events.last().unwrap().1["type"], "end");
 }
 
-/// 4 MiB of lines: most of it sealed, and any line, also the last, opens from wherever it is.
+/// 4 MiB of lines: most of it sealed, and any line, also the last, opens from wherever it is. What is lost is marked.
 #[tokio::test]
-async fn a_long_log_is_sealed_in_chunks_and_any_line_opens() {
+async fn a_long_log_is_sealed_in_chunks_any_line_opens_and_a_lost_chunk_is_marked() {
     let fleet = Fleet::start().await;
     let mut worker = ScriptedWorker::join(&fleet, "w1").await;
     let mut lines = Vec::new();
@@ -116,6 +116,41 @@ async fn a_long_log_is_sealed_in_chunks_and_any_line_opens() {
     assert!(whole == expected, "{} bytes, not {}", whole.len(), expected.len());
     let beyond = fleet.events(&format!("/v1/runs/{run}/logs?step=build&from=40001"), None).await.rest().await;
     assert_eq!(beyond.len(), 1, "{beyond:?}");
+
+    // What they were stored in is lost: one chunk gone, the next one cut off.
+    let (second, third, end) = (chunks[1].0, chunks[2].0, chunks[2].0 + chunks[2].1);
+    let file = |first: u64| {
+        let name = format!("{}-{}-{first}.zst", job.execution.to_hex(), job.attempt);
+        fleet.blob_dir().join("logs").join(run.to_string()).join(name)
+    };
+    std::fs::remove_file(file(second)).unwrap();
+    let third_file = std::fs::File::options().write(true).open(file(third)).unwrap();
+    third_file.set_len(third_file.metadata().unwrap().len() / 2).unwrap();
+    let events = fleet.events(&format!("/v1/runs/{run}/logs?step=build&follow=true"), None).await.rest().await;
+    let (mut next, mut lost) = (1, 0);
+    for (_, event) in &events {
+        match event["type"].as_str().unwrap() {
+            "line" => {
+                assert_eq!(event["n"], next);
+                next += 1;
+            }
+            "gap" => {
+                assert_eq!(
+                    (event["gap"]["kind"].as_str(), event["gap"]["first"].as_u64()),
+                    (Some("lines"), Some(next))
+                );
+                let count = event["gap"]["count"].as_u64().unwrap();
+                (next, lost) = (next + count, lost + count);
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((next, lost), (40_001, end - second), "each line is told, or told as lost");
+    assert!(events.iter().filter(|(_, event)| event["type"] == "gap").count() < 20, "and not each one alone");
+    assert_eq!(events.last().unwrap().1["type"], "end");
+    let from = fleet.events(&format!("/v1/runs/{run}/logs?step=build&from={}", second + 1), None).await.next().await;
+    let text = from.unwrap().1["text"].as_str().unwrap().to_owned();
+    assert!(text.starts_with(&format!("… lines {} to ", second + 1)), "{text}");
 }
 
 /// A row holds more lines than a reader takes at once, and it can be read from the middle of one.

@@ -1,7 +1,6 @@
 //! Everything that happens in a run: its events and its output lines, merged into one bounded channel.
 
-use longshore_coordinator::api::types::{LogEvent, LogLine, RunEvent};
-use longshore_coordinator::core::entry::LogGap;
+use longshore_coordinator::api::types::{LogEvent, LogLine, Missing, RunEvent};
 use longshore_coordinator::core::view::{RunSummary, RunView, StepView};
 use longshore_protocol::{Attempt, RunId, StepName};
 use serde::de::DeserializeOwned;
@@ -25,7 +24,7 @@ pub(crate) enum Update {
     Gap {
         step: StepName,
         attempt: Attempt,
-        gap: LogGap,
+        gap: Missing,
         text: String,
     },
     /// The run is settled and its logs are closed. Lines may still be under way.

@@ -56,7 +56,7 @@ mod tests {
     use axum::body::{Body, Bytes};
     use axum::routing::get;
     use futures_util::{StreamExt as _, stream};
-    use longshore_coordinator::core::entry::LogGap;
+    use longshore_coordinator::api::types::Missing;
     use longshore_protocol::Attempt;
 
     use super::*;
@@ -77,7 +77,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_log_that_cannot_be_read_holds_nobody_up() {
         let (step, text) = ("a".into(), "oh".to_owned());
-        let gap = LogEvent::Gap { step, attempt: Attempt::FIRST, gap: LogGap::EndUnknown, text };
+        let gap = LogEvent::Gap { step, attempt: Attempt::FIRST, gap: Missing::EndUnknown, text };
         assert_eq!(of(&[gap.clone(), LogEvent::End], true).await, Some(vec!["oh".to_owned()]));
         assert_eq!(of(std::slice::from_ref(&gap), true).await, None, "it broke off");
         assert_eq!(of(&[gap], false).await, None, "it is silent");

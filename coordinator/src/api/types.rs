@@ -1,11 +1,10 @@
 //! What the HTTP API takes and answers: one set of types for the server, the clients and the tests.
 
-use longshore_protocol::output::{Ending, LineData, Stream};
+use longshore_protocol::output::{Ending, LineData, Offsets, Stream};
 use longshore_protocol::{Attempt, RunId, StepName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::core::entry::LogGap;
 use crate::core::retry::Missed;
 use crate::core::view::{RunSummary, RunView, StepView, WorkerView};
 use crate::pipeline::Pipeline;
@@ -80,19 +79,39 @@ pub enum RunEvent {
 pub enum LogEvent {
     /// One line, or a marked piece of one.
     Line(LogLine),
-    /// Bytes that never arrived, at the place where they are missing.
+    /// What never arrived, or was lost since, at the place where it is missing.
     Gap {
         /// Whose log.
         step: StepName,
         /// Which try of it.
         attempt: Attempt,
         /// How much is missing.
-        gap: LogGap,
+        gap: Missing,
         /// The same in words, for people.
         text: String,
     },
     /// Nothing follows: do not connect again.
     End,
+}
+
+/// What is missing in a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Missing {
+    /// So many bytes of each stream: they were written, and never arrived.
+    Bytes {
+        /// Of each stream.
+        missing: Offsets,
+    },
+    /// Nobody knows how much: the worker was lost before it could say.
+    EndUnknown,
+    /// Lines that were stored, and whose file is gone or damaged.
+    Lines {
+        /// The number of the first one, from 1.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
 }
 
 /// A line of a log.

@@ -9,7 +9,7 @@ use longshore_protocol::output::{Line, Run};
 use longshore_protocol::{Attempt, ExecutionId, StepName};
 
 use super::seal::{ChunkError, ChunkFiles};
-use crate::api::types::{LogEvent, LogLine};
+use crate::api::types::{LogEvent, LogLine, Missing};
 use crate::core::entry::LogGap;
 use crate::store::log_rows::{RowPlace, Selection, StoredContent, StoredRow};
 use crate::store::{Store, StoreError};
@@ -145,29 +145,36 @@ impl LogReader {
         match row.content {
             StoredContent::Gap(gap) => {
                 let place = Place { change: row.change, taken: 1 };
-                let text = gap_text(gap);
-                page.push((place, LogEvent::Gap { step: row.step, attempt: row.attempt, gap, text }));
+                page.extend(missing(gap).map(|missing| (place, gap_event(of, missing))));
             }
             StoredContent::Open(runs) => push_lines(at, of, &Counted::new(runs), 0, skip, page),
             StoredContent::Sealed { chunk } => {
                 let lines = self.chunk(row.execution, row.attempt, chunk).await?;
                 let before = row.first_line - chunk;
                 if lines.count < before + row.lines {
-                    let why = format!("the chunk at line {chunk} is too short");
-                    return Err(StoreError::Unreadable { what: "a log", why }.into());
+                    push_lost(at, of, skip, page);
+                } else {
+                    push_lines(at, of, &lines, before, skip, page);
                 }
-                push_lines(at, of, &lines, before, skip, page);
             }
         }
         Ok(())
     }
 
+    /// Of one that is lost, no lines: to ask again would not bring them back.
     async fn chunk(&mut self, execution: ExecutionId, attempt: Attempt, at: u64) -> Result<Arc<Counted>, ChunkError> {
         let key = (execution, attempt, at);
         if let Some((_, lines)) = self.chunks.iter().find(|(kept, _)| *kept == key) {
             return Ok(Arc::clone(lines));
         }
-        let lines = Arc::new(Counted::new(self.files.open(self.selection.run, execution, attempt, at).await?));
+        let runs = match self.files.open(self.selection.run, execution, attempt, at).await {
+            Err(error) if error.is_lost() => {
+                tracing::error!(%error, run = %self.selection.run, "lines of a log are lost");
+                Vec::new()
+            }
+            opened => opened?,
+        };
+        let lines = Arc::new(Counted::new(runs));
         if self.chunks.len() == CHUNKS_KEPT {
             self.chunks.pop_front();
         }
@@ -230,12 +237,39 @@ fn push_lines(
     }
 }
 
-/// What is missing, in words, as it stands in the log.
-pub fn gap_text(gap: LogGap) -> String {
+/// Puts a row's lines behind its first `skip` ones into the page as lost, together with those before it.
+fn push_lost(row: RowPlace, of: (&StepName, Attempt), skip: u64, page: &mut Vec<(Place, LogEvent)>) {
+    let (mut first, mut count) = (row.first_line + skip, row.lines - skip);
+    if let Some((_, LogEvent::Gap { step, attempt, gap: Missing::Lines { first: from, count: before }, .. })) =
+        page.last()
+        && (step, *attempt) == of
+        && from + before == first
+    {
+        (first, count) = (*from, before + count);
+        page.pop();
+    }
+    let place = Place { change: row.change, taken: row.lines };
+    page.push((place, gap_event(of, Missing::Lines { first, count })));
+}
+
+fn gap_event((step, attempt): (&StepName, Attempt), gap: Missing) -> LogEvent {
+    LogEvent::Gap { step: step.clone(), attempt, gap, text: gap_text(gap) }
+}
+
+/// What a log's end in the journal says.
+pub(crate) fn missing(gap: LogGap) -> Option<Missing> {
     match gap {
-        LogGap::None => String::new(),
-        LogGap::EndUnknown => "… the worker was lost: how much is missing here is not known".to_owned(),
-        LogGap::Bytes { missing } => {
+        LogGap::None => None,
+        LogGap::Bytes { missing } => Some(Missing::Bytes { missing }),
+        LogGap::EndUnknown => Some(Missing::EndUnknown),
+    }
+}
+
+/// What is missing, in words, as it stands in the log.
+pub(crate) fn gap_text(gap: Missing) -> String {
+    match gap {
+        Missing::EndUnknown => "… the worker was lost: how much is missing here is not known".to_owned(),
+        Missing::Bytes { missing } => {
             let named = [(missing.stdout, "stdout"), (missing.stderr, "stderr")];
             let parts: Vec<String> = named
                 .iter()
@@ -243,6 +277,10 @@ pub fn gap_text(gap: LogGap) -> String {
                 .map(|(bytes, stream)| format!("{bytes} bytes of {stream}"))
                 .collect();
             format!("… {} missing here", parts.join(" and "))
+        }
+        Missing::Lines { first, count: 1 } => format!("… line {first} is lost: its file is gone or damaged"),
+        Missing::Lines { first, count } => {
+            format!("… lines {first} to {} are lost: their file is gone or damaged", first + count - 1)
         }
     }
 }

@@ -61,6 +61,16 @@ pub enum ChunkError {
     },
 }
 
+impl ChunkError {
+    /// Whether the chunk is gone or damaged. Anything else may be over when it is opened again.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(error, StoreError::Unreadable { .. }),
+            Self::Io { error, .. } => error.kind() == std::io::ErrorKind::NotFound,
+        }
+    }
+}
+
 /// The files of the sealed chunks: `logs/RUN/EXECUTION-ATTEMPT-LINE.zst` in the blob directory.
 #[derive(Clone, Debug)]
 pub struct ChunkFiles {

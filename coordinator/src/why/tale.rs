@@ -7,11 +7,11 @@ use super::standing::{Standing, Steps};
 use super::words::{self, list, time, times};
 use super::{About, Charge, Told};
 use crate::core::effect::JobQueue;
-use crate::core::entry::{CacheLook, End, Entry, LogGap, Origin, RetryCause};
+use crate::core::entry::{CacheLook, End, Entry, Origin, RetryCause};
 use crate::core::input::Millis;
 use crate::core::retry::Missed;
 use crate::core::view::StepPhase;
-use crate::logs::read::gap_text;
+use crate::logs::read::{gap_text, missing};
 use crate::pipeline::{Parent, Pipeline, PlannedStep};
 
 /// The fold of a run's entries, as far as they concern one step.
@@ -193,11 +193,11 @@ impl<'a> Tale<'a> {
                 self.retried(at, *because, *not_before_ms);
             }
             Entry::Settled { execution, outcome, .. } => self.settled(at, *execution, outcome),
-            Entry::LogClosed { execution, attempt, gap, .. }
-                if *execution == self.execution && *gap != LogGap::None =>
-            {
-                let text = format!("its log ends with a gap: {}", gap_text(*gap).trim_start_matches("… "));
-                self.tell_of(at, About::Log, *attempt, text);
+            Entry::LogClosed { execution, attempt, gap, .. } if *execution == self.execution => {
+                if let Some(missing) = missing(*gap) {
+                    let text = format!("its log ends with a gap: {}", gap_text(missing).trim_start_matches("… "));
+                    self.tell_of(at, About::Log, *attempt, text);
+                }
             }
             Entry::LeftLost { execution, reason, .. } if self.is_own_or_parent(*execution) => {
                 let text = format!("what {} had left was lost: {reason}", self.whose(*execution));
