@@ -23,8 +23,8 @@ pub(crate) const NOT_READABLE: &str = "(log not readable)";
 /// So long at most: whoever asks for them has said the rest already.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
 
-/// The last lines of its log, of whichever attempt, as a terminal may show them. `None` if it cannot be read: a file of it
-/// may be lost, or whoever has it silent.
+/// The last lines of its log, of whichever attempt, as a terminal may show them. `None` if it cannot be read: its disk may
+/// fail, or whoever has it be silent.
 pub(crate) async fn last_words(client: &Client, run: RunId, step: &StepName) -> Option<Vec<String>> {
     let read = tokio::time::timeout(LAST_WORDS_MAX, read(client, run, step)).await;
     let silent = |_| Err(ClientError::Answer { reason: "it was silent for too long".to_owned() });

@@ -152,6 +152,7 @@ impl LogReader {
                 let lines = self.chunk(row.execution, row.attempt, chunk).await?;
                 let before = row.first_line - chunk;
                 if lines.count < before + row.lines {
+                    tracing::error!(run = %self.selection.run, step = %row.step, line = row.first_line, "lines are lost");
                     push_lost(at, of, skip, page);
                 } else {
                     push_lines(at, of, &lines, before, skip, page);
@@ -168,8 +169,8 @@ impl LogReader {
             return Ok(Arc::clone(lines));
         }
         let runs = match self.files.open(self.selection.run, execution, attempt, at).await {
-            Err(error) if error.is_lost() => {
-                tracing::error!(%error, run = %self.selection.run, "lines of a log are lost");
+            Err(error @ ChunkError::Lost { .. }) => {
+                tracing::error!(%error, "a log cannot be shown whole");
                 Vec::new()
             }
             opened => opened?,

@@ -1,5 +1,6 @@
 //! The open end of a log becomes chunks: files that do not change any more, with an index in the store.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,16 +60,14 @@ pub enum ChunkError {
         /// In the system's words.
         error: std::io::Error,
     },
-}
-
-impl ChunkError {
-    /// Whether the chunk is gone or damaged. Anything else may be over when it is opened again.
-    pub fn is_lost(&self) -> bool {
-        match self {
-            Self::Store(error) => matches!(error, StoreError::Unreadable { .. }),
-            Self::Io { error, .. } => error.kind() == std::io::ErrorKind::NotFound,
-        }
-    }
+    /// It is gone or damaged: opened again, it would be so again.
+    #[error("the chunk {file} is lost: {why}")]
+    Lost {
+        /// Which one.
+        file: PathBuf,
+        /// In words.
+        why: String,
+    },
 }
 
 /// The files of the sealed chunks: `logs/RUN/EXECUTION-ATTEMPT-LINE.zst` in the blob directory.
@@ -142,9 +141,17 @@ impl ChunkFiles {
         first_line: u64,
     ) -> Result<Vec<Run>, ChunkError> {
         let file = self.file(run, execution, attempt, first_line);
+        let logs = self.blob_dir.join("logs");
         let unpack = move || {
-            let packed = std::fs::read(&file).map_err(|error| ChunkError::Io { file, error })?;
-            Ok(unpack(&packed)?)
+            let packed = match std::fs::read(&file) {
+                Ok(packed) => packed,
+                // Where there is no log at all, a share is not mounted.
+                Err(error) if error.kind() == ErrorKind::NotFound && logs.is_dir() => {
+                    return Err(ChunkError::Lost { file, why: error.to_string() });
+                }
+                Err(error) => return Err(ChunkError::Io { file, error }),
+            };
+            unpack(&packed).map_err(|error| ChunkError::Lost { file, why: error.to_string() })
         };
         // Unpacking takes milliseconds of processor time: not on a thread that others wait for.
         blocking(unpack).await

@@ -106,7 +106,12 @@ fn is_packed(data: &[u8]) -> bool {
 }
 
 fn compress(text: &[u8]) -> Result<Vec<u8>, StoreError> {
-    zstd::bulk::compress(text, LEVEL).map_err(unreadable)
+    let compressed = zstd::bulk::Compressor::new(LEVEL).and_then(|mut compressor| {
+        // What a disk has changed is found out when it is read.
+        compressor.include_checksum(true)?;
+        compressor.compress(text)
+    });
+    compressed.map_err(unreadable)
 }
 
 fn unreadable(why: impl Into<Box<dyn std::error::Error>>) -> StoreError {
@@ -138,6 +143,13 @@ mod tests {
         let chunk = chunk.finish().unwrap();
         assert!(chunk.len() < long.len() / 4, "packed: {}", chunk.len());
         assert_eq!(unpack(&chunk).unwrap(), all);
+        for at in 0..chunk.len() * 8 {
+            let mut damaged = chunk.clone();
+            damaged[at / 8] ^= 1 << (at % 8);
+            // Some bits say how large a window whoever unpacks it needs.
+            let read = unpack(&damaged);
+            assert!(read.as_ref().map_or(true, |read| *read == all), "bit {at}: {read:?}");
+        }
     }
 
     #[test]

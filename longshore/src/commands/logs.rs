@@ -2,8 +2,8 @@
 
 use longshore_coordinator::api::types::{LogEvent, LogLine};
 use longshore_coordinator::core::view::RunView;
-use longshore_protocol::Attempt;
 use longshore_protocol::output::Ending;
+use longshore_protocol::{Attempt, StepName};
 use serde_json::json;
 
 use super::steps::no_such_step;
@@ -36,8 +36,9 @@ pub(crate) async fn run(args: LogsArgs, output: Output) -> Result<u8, Failure> {
             }
             (LogEvent::Line(line), Output::Text) => text(&line, with_names, style),
             (LogEvent::Line(line), Output::Json) => json::text("line", &line).into_bytes(),
-            (LogEvent::Gap { text, .. }, Output::Text) => {
-                format!("{}\n", style.paint(Colour::Yellow, &text)).into_bytes()
+            (LogEvent::Gap { step, text, .. }, Output::Text) => {
+                let name = if with_names { named(&step, style) } else { String::new() };
+                format!("{name}{}\n", style.paint(Colour::Yellow, &text)).into_bytes()
             }
             (LogEvent::Gap { step, attempt, gap, text }, Output::Json) => {
                 let gap = json!({ "step": step, "attempt": attempt, "gap": gap, "text": text });
@@ -67,8 +68,7 @@ const WRITE_BYTES: usize = 64 * 1024;
 fn text(line: &LogLine, with_name: bool, style: Style) -> Vec<u8> {
     let mut bytes = Vec::new();
     if with_name {
-        let bar = style.paint(Colour::Dim, "|");
-        bytes.extend_from_slice(format!("{} {bar} ", style.paint(Colour::Cyan, line.step.as_str())).as_bytes());
+        bytes.extend_from_slice(named(&line.step, style).as_bytes());
     }
     if style.terminal {
         bytes.extend_from_slice(clean(&line.data.0, style.colour).as_bytes());
@@ -79,4 +79,8 @@ fn text(line: &LogLine, with_name: bool, style: Style) -> Vec<u8> {
         bytes.push(b'\n');
     }
     bytes
+}
+
+fn named(step: &StepName, style: Style) -> String {
+    format!("{} {} ", style.paint(Colour::Cyan, step.as_str()), style.paint(Colour::Dim, "|"))
 }
