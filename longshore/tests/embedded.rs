@@ -7,6 +7,7 @@ mod harness;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, Write as _};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use harness::tap::Tap;
 use harness::{BUSYBOX, Place, Started, code, done, objects, on_engine, run_id, services, stderr, stdout};
@@ -356,6 +357,11 @@ fn an_interrupted_run_goes_on_where_it_was() {
     let busy = done(place.with_docker(&["retry", &run]));
     assert_eq!(code(&busy), 2, "{}", stdout(&busy));
     assert!(stderr(&busy).contains("is still going, in another process"), "{}", stderr(&busy));
+    // That a command runs is reported apart from what it prints, and may come after it.
+    let asked = Instant::now();
+    while !stdout(&done(place.longshore(&["--output", "json", "show"]))).contains("\"phase\":\"running\"") {
+        assert!(asked.elapsed() < Duration::from_secs(10), "its command never ran");
+    }
     killed.signal(Signal::KILL);
     killed.child.wait().unwrap();
     let shown = stdout(&done(place.longshore(&["show"])));
