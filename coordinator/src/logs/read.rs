@@ -152,7 +152,9 @@ impl LogReader {
                 let lines = self.chunk(row.execution, row.attempt, chunk).await?;
                 let before = row.first_line - chunk;
                 if lines.count < before + row.lines {
-                    tracing::error!(run = %self.selection.run, step = %row.step, line = row.first_line, "lines are lost");
+                    if lines.count > 0 {
+                        tracing::error!(run = %self.selection.run, step = %row.step, line = row.first_line, "lines are lost");
+                    }
                     push_lost(at, of, skip, page);
                 } else {
                     push_lines(at, of, &lines, before, skip, page);

@@ -84,10 +84,11 @@ impl ChunkFiles {
     }
 
     fn file(&self, run: RunId, execution: ExecutionId, attempt: Attempt, first_line: u64) -> PathBuf {
-        self.blob_dir
-            .join("logs")
-            .join(run.to_string())
-            .join(format!("{}-{attempt}-{first_line}.zst", execution.to_hex()))
+        self.logs().join(run.to_string()).join(format!("{}-{attempt}-{first_line}.zst", execution.to_hex()))
+    }
+
+    fn logs(&self) -> PathBuf {
+        self.blob_dir.join("logs")
     }
 
     /// Seals as many whole chunks as there are; what is shorter stays open. They count once their
@@ -141,7 +142,7 @@ impl ChunkFiles {
         first_line: u64,
     ) -> Result<Vec<Run>, ChunkError> {
         let file = self.file(run, execution, attempt, first_line);
-        let logs = self.blob_dir.join("logs");
+        let logs = self.logs();
         let unpack = move || {
             let packed = match std::fs::read(&file) {
                 Ok(packed) => packed,

@@ -2,13 +2,14 @@
 //! says. Time is the model's own, so that hours pass at once.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use longshore_coordinator::core::effect::{Effect, JobQueue};
 use longshore_coordinator::core::input::{Input, Millis};
 use longshore_coordinator::core::{Core, CoreConfig};
 use longshore_coordinator::pipeline::{Parent, Pipeline, PlannedStep, Retry, SnapshotRule};
 use longshore_protocol::event::{Claim, Event, EventMessage, Finished, Hello, Phases};
-use longshore_protocol::job::{Command, Job, Keep, Network, Resources, StepSpec};
+use longshore_protocol::job::{Base, Command, Job, Keep, Network, Resources, StepSpec};
 use longshore_protocol::output::Offsets;
 use longshore_protocol::{EngineId, Epoch, Incarnation, Outcome, PoolName, RunId, WorkerId};
 
@@ -21,7 +22,9 @@ pub(crate) struct Model {
     /// The most jobs that all queues held while no slot was free.
     pub(crate) queued_most: usize,
     pub(crate) inputs: u64,
-    queues: BTreeMap<JobQueue, VecDeque<Box<Job>>>,
+    /// Time that passed in the core.
+    pub(crate) in_core: Duration,
+    queues: BTreeMap<JobQueue, VecDeque<Queued>>,
     queued: usize,
     /// Queues that a job came to.
     arrived: VecDeque<JobQueue>,
@@ -29,8 +32,18 @@ pub(crate) struct Model {
     ids: BTreeMap<WorkerId, usize>,
     /// Workers with a free slot, by pool.
     free: BTreeMap<PoolName, BTreeSet<usize>>,
-    ends: BTreeMap<(Millis, u64), (usize, Box<Job>)>,
+    ends: BTreeMap<(Millis, u64), (usize, Claim, bool)>,
     serial: u64,
+}
+
+/// What the model needs of a job. The job itself is dropped at once, as the coordinator does when it has written it.
+struct Queued {
+    claim: Claim,
+    takes: Millis,
+    tenant: String,
+    step: String,
+    from_parent: bool,
+    parks: bool,
 }
 
 struct Worker {
@@ -62,6 +75,7 @@ impl Model {
             began: Vec::new(),
             queued_most: 0,
             inputs: 0,
+            in_core: Duration::ZERO,
             queues: BTreeMap::new(),
             queued: 0,
             arrived: VecDeque::new(),
@@ -108,21 +122,20 @@ impl Model {
 
     /// Until the next attempt ends, and what follows from that. `false` if none is under way.
     pub(crate) fn step(&mut self) -> bool {
-        let Some(((at, _), (worker, job))) = self.ends.pop_first() else { return false };
+        let Some(((at, _), (worker, claim, parked))) = self.ends.pop_first() else { return false };
         self.now = at;
         self.workers[worker].busy -= 1;
         let pool = self.workers[worker].pool.clone();
         self.free.entry(pool).or_default().insert(worker);
         // The slot is free before anybody hears of it: what waits in a queue goes first.
         self.claim(worker);
-        let claim = Claim { run: job.run, execution: job.execution, attempt: job.attempt };
         let finished = Finished {
             claim,
             outcome: Outcome::Passed,
             cached: false,
             output: Offsets::default(),
             snapshot: None,
-            parked: !matches!(job.keep, Keep::Nothing),
+            parked,
             phases: Phases::default(),
             usage: None,
         };
@@ -170,7 +183,8 @@ impl Model {
         while self.workers[index].busy < self.workers[index].slots {
             let worker = &self.workers[index];
             let queues = [JobQueue::Worker(worker.id.clone()), JobQueue::Pool(worker.pool.clone())];
-            let Some(job) = queues.iter().find_map(|queue| self.queues.get_mut(queue)?.pop_front()) else { return };
+            let Some(queued) = queues.iter().find_map(|queue| self.queues.get_mut(queue)?.pop_front()) else { return };
+            let Queued { claim, takes, tenant, step, from_parent, parks } = queued;
             self.queued -= 1;
             let worker = &mut self.workers[index];
             worker.busy += 1;
@@ -178,18 +192,10 @@ impl Model {
                 let pool = worker.pool.clone();
                 self.free.entry(pool).or_default().remove(&index);
             }
-            let until = self.now + (self.takes)(&job);
-            self.began.push(Began {
-                at: self.now,
-                until,
-                tenant: job.tenant.clone(),
-                run: job.run,
-                step: job.step.to_string(),
-                from_parent: matches!(job.base, longshore_protocol::job::Base::Parent { .. }),
-            });
-            let claim = Claim { run: job.run, execution: job.execution, attempt: job.attempt };
+            let until = self.now + takes;
+            self.began.push(Began { at: self.now, until, tenant, run: claim.run, step, from_parent });
             self.serial += 1;
-            self.ends.insert((until, self.serial), (index, job));
+            self.ends.insert((until, self.serial), (index, claim.clone(), parks));
             self.say(index, Event::Accepted(claim));
         }
     }
@@ -204,12 +210,26 @@ impl Model {
 
     fn input(&mut self, input: &Input) {
         self.inputs += 1;
-        for effect in self.core.apply(input, self.now).effects {
+        let began = Instant::now();
+        let effects = self.core.apply(input, self.now).effects;
+        self.in_core += began.elapsed();
+        for effect in effects {
             if let Effect::Dispatch { queue, job } = effect {
-                self.queues.entry(queue.clone()).or_default().push_back(job);
+                self.queues.entry(queue.clone()).or_default().push_back(self.queued(&job));
                 self.queued += 1;
                 self.arrived.push_back(queue);
             }
+        }
+    }
+
+    fn queued(&self, job: &Job) -> Queued {
+        Queued {
+            claim: Claim { run: job.run, execution: job.execution, attempt: job.attempt },
+            takes: (self.takes)(job),
+            tenant: job.tenant.clone(),
+            step: job.step.to_string(),
+            from_parent: matches!(job.base, Base::Parent { .. }),
+            parks: !matches!(job.keep, Keep::Nothing),
         }
     }
 }
