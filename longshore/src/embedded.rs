@@ -36,6 +36,7 @@ pub(crate) struct Embedded {
     broker: MemoryBroker,
     coordinator: Part<CoordinatorError>,
     worker: Part<WorkerError>,
+    kill: CancellationToken,
     sweep: JoinHandle<()>,
 }
 
@@ -163,6 +164,7 @@ impl Embedded {
         let worker = worker.map_err(|error| Failure::infra(format!("the worker cannot start: {error}")))?;
         let client = Client::new(Transport::Local(coordinator.router()));
         let sweep = tokio::spawn(sweep(state.clone(), engine.clone(), dead));
+        let kill = worker.kill();
         let (coordinator_stop, worker_stop) = (CancellationToken::new(), CancellationToken::new());
         Ok(Self {
             client,
@@ -175,6 +177,7 @@ impl Embedded {
             broker,
             coordinator: Part { task: tokio::spawn(coordinator.run(coordinator_stop.clone())), stop: coordinator_stop },
             worker: Part { task: tokio::spawn(worker.run(worker_stop.clone())), stop: worker_stop },
+            kill,
             sweep,
         })
     }
@@ -191,11 +194,10 @@ impl Embedded {
         }
     }
 
-    /// Kills what runs, without any grace: its worker reports the end of each.
-    pub(crate) async fn hurry(&self) {
-        if let Err(error) = remove_containers(&self.engine, |owner| *owner == self.owner).await {
-            tracing::warn!(%error, "containers could not be killed");
-        }
+    /// What is cancelled, now or later, is killed without its grace. By its worker, which knows why: one that was killed
+    /// behind its back would have failed.
+    pub(crate) fn hurry(&self) {
+        self.kill.cancel();
     }
 
     /// Ends both parts. What they had running is ended and removed first.
@@ -239,7 +241,12 @@ async fn sweep(state: StateDir, engine: DockerEngine, dead: Vec<Dead>) {
 
 /// Removes the containers of these owners, and their snapshots but those that outlive their runs.
 async fn remove_left(engine: &DockerEngine, owners: &[(WorkerId, LockNote)]) -> Result<(), EngineError> {
-    remove_containers(engine, |owner| owners.iter().any(|(meant, _)| meant == owner)).await?;
+    let is_meant = |meant: &WorkerId| owners.iter().any(|(owner, _)| owner == meant);
+    for container in engine.containers().await? {
+        if is_meant(&container.owner()) {
+            engine.destroy(&container).await?;
+        }
+    }
     for snapshot in engine.snapshots().await? {
         if owners.iter().any(|(owner, note)| is_left(&snapshot, owner, note)) {
             engine.remove_snapshot(&snapshot).await?;
@@ -252,15 +259,6 @@ async fn remove_left(engine: &DockerEngine, owners: &[(WorkerId, LockNote)]) -> 
 fn is_left(snapshot: &SnapshotId, owner: &WorkerId, note: &LockNote) -> bool {
     let Some((repository, tag)) = snapshot.as_str().split_once(':') else { return false };
     repository == format!("longshore/{owner}") && !note.keeps.iter().any(|kept| tag.starts_with(&kept.to_hex()))
-}
-
-async fn remove_containers(engine: &DockerEngine, is_meant: impl Fn(&WorkerId) -> bool) -> Result<(), EngineError> {
-    for container in engine.containers().await? {
-        if is_meant(&container.owner()) {
-            engine.destroy(&container).await?;
-        }
-    }
-    Ok(())
 }
 
 type End<E> = Result<Result<(), E>, tokio::task::JoinError>;

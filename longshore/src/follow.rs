@@ -65,7 +65,7 @@ pub(crate) async fn follow_since(
         let told = tokio::select! {
             biased;
             () = interrupts.next() => {
-                if let Some(exit_code) = interrupted(client, run, &whose, interrupts).await? {
+                if let Some(exit_code) = interrupted(client, run, &whose, interrupts.taken()).await? {
                     return Ok(exit_code);
                 }
                 Ok(())
@@ -109,13 +109,8 @@ impl Whose<'_> {
 }
 
 /// The n-th Ctrl-C: the first cancels, the second kills, the third leaves everything to the next run's sweep.
-async fn interrupted(
-    client: &Client,
-    run: RunId,
-    whose: &Whose<'_>,
-    interrupts: &mut Interrupts,
-) -> Result<Option<u8>, Failure> {
-    match (whose, interrupts.taken()) {
+async fn interrupted(client: &Client, run: RunId, whose: &Whose<'_>, nth: u32) -> Result<Option<u8>, Failure> {
+    match (whose, nth) {
         (Whose::Fleets, _) => {
             screen::say(&format!(
                 "longshore: the run goes on; `longshore watch {run}` follows it, `longshore cancel {run}` ends it"
@@ -129,12 +124,8 @@ async fn interrupted(
         }
         (Whose::Ours(embedded), 2) => {
             screen::say("longshore: killing what still runs");
-            tokio::select! {
-                biased;
-                // The third: an Engine may never answer.
-                () = interrupts.next() => Ok(Some(EXIT_CANCELLED)),
-                () = embedded.hurry() => Ok(None),
-            }
+            embedded.hurry();
+            Ok(None)
         }
         (Whose::Ours(_), _) => Ok(Some(EXIT_CANCELLED)),
     }

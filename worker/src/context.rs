@@ -57,6 +57,8 @@ pub(crate) struct Context<B, E> {
     /// Tasks that send events and output: they end when the worker has drained.
     pub(crate) pumps: Tasks,
     pub(crate) phases: Lifetime,
+    /// Once cancelled, nothing that is stopped is given its grace any more.
+    pub(crate) killing: CancellationToken,
     fatal: Mutex<Option<WorkerError>>,
 }
 
@@ -107,6 +109,7 @@ impl<B: Broker, E: Engine> Context<B, E> {
             jobs: Tasks::new(),
             pumps: Tasks::new(),
             phases: Lifetime::default(),
+            killing: CancellationToken::new(),
             fatal: Mutex::default(),
             blobs: Blobs::new(config.blobs.clone())?,
             config,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attempts::{Spooled, StopReason};
 use crate::clock::{now_ms, since_ms};
 use crate::context::Context;
-use crate::engine::{CommandSpec, Engine, EngineError, Exit, ExitStatus, Running};
+use crate::engine::{CommandSpec, ContainerName, Engine, EngineError, Exit, ExitStatus, Running};
 use crate::exclusive;
 use crate::job::{End, Task};
 use crate::metrics::{PHASE_SECONDS, QUEUE_TO_START_SECONDS};
@@ -150,7 +150,7 @@ pub(crate) async fn follow<B: Broker, E: Engine>(
 }
 
 struct Watching {
-    container: crate::engine::ContainerName,
+    container: ContainerName,
     attempt: crate::attempts::Handle,
     grace: Duration,
     until: Instant,
@@ -194,7 +194,7 @@ async fn watch<B: Broker, E: Engine>(
         }
         Ended::TimedOut(_) => grace,
     };
-    let stopped = context.retrying("stop", || context.engine.stop(&container, grace)).await;
+    let stopped = end(context, &container, grace).await;
     if let Err(error) = &stopped {
         tracing::warn!(%container, %error, "a command could not be stopped");
         enough.cancel();
@@ -210,6 +210,20 @@ async fn watch<B: Broker, E: Engine>(
         (Ended::TimedOut(_), Some(Ok(exit))) => (Ended::TimedOut(Some(exit)), false),
         (ended, _) => (ended, false),
     }
+}
+
+/// Ends it, after its grace or as soon as nobody waits for that any more.
+async fn end<B: Broker, E: Engine>(
+    context: &Context<B, E>,
+    container: &ContainerName,
+    grace: Duration,
+) -> Result<(), EngineError> {
+    tokio::select! {
+        biased;
+        () = context.killing.cancelled() => {}
+        stopped = context.retrying("stop", || context.engine.stop(container, grace)) => return stopped,
+    }
+    context.retrying("stop", || context.engine.stop(container, Duration::ZERO)).await
 }
 
 /// The exit of a command that was stopped, for as long as its output still comes, or goes.

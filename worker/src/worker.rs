@@ -105,6 +105,12 @@ impl<B: Broker, E: Engine> Worker<B, E> {
         self.context.phases.hurried.clone()
     }
 
+    /// Once cancelled, no step is given its grace any more: what is being stopped, and what is stopped later, is killed
+    /// at once.
+    pub fn kill(&self) -> CancellationToken {
+        self.context.killing.clone()
+    }
+
     /// Carries out jobs until `shutdown`, or until it must not go on. What runs then goes on for [`Config::drain`]; what
     /// is not over by then is stopped, removed and handed back as `infra`. What cannot be sent any more is on the disk.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), WorkerError> {

@@ -77,6 +77,7 @@ both_ways!(
     commands::standard_input_is_empty,
     commands::stop_lets_the_command_end_itself,
     commands::stop_kills_what_does_not_listen,
+    commands::a_stop_without_grace_overtakes_one_that_waits,
     commands::stop_of_what_does_not_run_is_no_error,
     commands::destroy_ends_what_runs,
     commands::detaching_leaves_the_container_alone,

@@ -164,6 +164,21 @@ pub async fn stop_kills_what_does_not_listen<E: Engine>(bench: Bench<E>) {
     bench.clean().await;
 }
 
+pub async fn a_stop_without_grace_overtakes_one_that_waits<E: Engine>(bench: Bench<E>) {
+    let spec = bench.spec("trap 'echo heard' TERM; echo up; sleep 3600 & wait; sleep 3600 & wait");
+    bench.create(&spec).await;
+    let mut running = bench.start(&spec).await;
+    read_until(&mut running, "up\n").await;
+    // Nobody waits for the first one any more when the second one comes.
+    tokio::select! {
+        ended = bench.engine.stop(&spec.name, FOR_EVER) => panic!("{ended:?}: it was to go on"),
+        () = read_until(&mut running, "heard\n") => {}
+    }
+    bench.engine.stop(&spec.name, Duration::ZERO).await.unwrap();
+    assert_eq!(read(running).await.status(), bench.killed());
+    bench.clean().await;
+}
+
 pub async fn stop_of_what_does_not_run_is_no_error<E: Engine>(bench: Bench<E>) {
     bench.begun().await.stop(&ContainerName::of(&bench.fence()), FOR_EVER).await.unwrap();
     let created = bench.spec("true");

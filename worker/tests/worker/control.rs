@@ -78,6 +78,26 @@ async fn a_cancelled_step_ends_and_one_that_is_over_stays_as_it_is() {
 }
 
 #[tokio::test]
+async fn who_is_told_to_kill_gives_no_cancelled_step_its_grace() {
+    let mut fleet = Fleet::new().await;
+    let (worker, _) = fleet.started().await;
+    // Told while it waits for the first one, and before it hears that the second one is cancelled.
+    for name in ["first", "second"] {
+        let mut job = fleet.job(name, "trap '' TERM; echo deaf; sleep 1000");
+        job.spec.grace_ms = 600_000;
+        fleet.running(&job).await;
+        fleet.output().await;
+        fleet.control(&worker, current(&job)).await;
+        while fleet.engine.calls("stop") == 0 {
+            tokio::task::yield_now().await;
+        }
+        worker.told_to_kill();
+        assert_eq!(fleet.finished().await.outcome, Outcome::Cancelled { by: CancelledBy::User });
+    }
+    worker.stop().await;
+}
+
+#[tokio::test]
 async fn p9_record_and_spool_are_kept_until_settled() {
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;

@@ -19,6 +19,7 @@ pub(crate) struct Process {
     engine: FakeEngine,
     shutdown: CancellationToken,
     hurry: CancellationToken,
+    kill: CancellationToken,
     ended: JoinHandle<Result<(), WorkerError>>,
     // Last, and given away before it would be dropped: a runtime must not end inside another.
     runtime: Option<Runtime>,
@@ -35,7 +36,8 @@ impl Process {
         let ended = runtime.spawn(async move {
             match Worker::open(config, broker, its_engine).await {
                 Ok(worker) => {
-                    let _ = opened.send(Ok((worker.id().clone(), worker.incarnation(), worker.hurry())));
+                    let tokens = (worker.hurry(), worker.kill());
+                    let _ = opened.send(Ok((worker.id().clone(), worker.incarnation(), tokens)));
                     worker.run(token).await
                 }
                 Err(error) => {
@@ -45,8 +47,8 @@ impl Process {
             }
         });
         match told.await.unwrap() {
-            Ok((id, incarnation, hurry)) => {
-                Ok(Self { id, incarnation, tap, engine, shutdown, hurry, ended, runtime: Some(runtime) })
+            Ok((id, incarnation, (hurry, kill))) => {
+                Ok(Self { id, incarnation, tap, engine, shutdown, hurry, kill, ended, runtime: Some(runtime) })
             }
             Err(error) => {
                 runtime.shutdown_background();
@@ -69,6 +71,11 @@ impl Process {
     /// The second signal.
     pub(crate) fn told_to_hurry(&self) {
         self.hurry.cancel();
+    }
+
+    /// Nothing is given its grace any more.
+    pub(crate) fn told_to_kill(&self) {
+        self.kill.cancel();
     }
 
     /// Waits until it ends by itself.
