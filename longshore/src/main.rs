@@ -61,7 +61,8 @@ fn init_log(command: &Command) -> Result<(), Failure> {
     let (default, format) = match command {
         Command::Coordinator(args) => ("info", args.fleet.log_format),
         Command::Worker(args) => ("info", args.fleet.log_format),
-        _ => ("warn", LogFormat::Text),
+        // A disk that kept a statement waiting is not the affair of whoever runs a pipeline.
+        _ => ("warn,sqlx=error", LogFormat::Text),
     };
     let wanted = std::env::var("LONGSHORE_LOG").unwrap_or_default();
     // An empty variable is how a shell unsets it for one command.
