@@ -1,6 +1,6 @@
 //! The end of a batch: one transaction, and what is seen of it outside (P3).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 use longshore_protocol::RunId;
@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use super::inputs::Internal;
 use super::writer::{Work, Writer};
 use crate::core::entry::Entry;
-use crate::core::view::StepPhase;
-use crate::metrics::{attempt_started, attempt_waited, entry_committed, phase_word, steps_ready};
+use crate::metrics::{attempt_started, attempt_waited, entry_committed, steps_ready};
 use crate::store::StoreError;
 use crate::store::batch::{RunRow, StepRow};
 
@@ -40,7 +39,7 @@ impl<B: Broker> Writer<B> {
         for (run, index) in &work.steps {
             if let Some(view) = self.core.step_view(*run, *index) {
                 self.counters.change += 1;
-                self.phases.insert((*run, *index), view.phase);
+                self.open.put(*run, *index, view.phase);
                 work.batch.steps.push(StepRow { change: self.counters.change, run: *run, index: *index, view });
             }
         }
@@ -99,10 +98,7 @@ impl<B: Broker> Writer<B> {
             self.logs.end_run(*run);
             // What was never claimed would fill the bound until nobody's output is asked for any more.
             self.early.retain(|(early, ..)| early != run);
-            let steps: Vec<_> = self.phases.range((*run, 0)..=(*run, usize::MAX)).map(|(key, _)| *key).collect();
-            for key in steps {
-                self.phases.remove(&key);
-            }
+            self.open.forget(*run);
         }
         self.seal();
         if work.workers_changed {
@@ -158,23 +154,10 @@ impl<B: Broker> Writer<B> {
         metrics::gauge!("longshore_outbox_rows").set(self.outstanding.len() as f64);
         let connected = if self.shared.broker.connected() { 1.0 } else { 0.0 };
         metrics::gauge!("longshore_broker_connected").set(connected);
-        let mut open: BTreeMap<&str, u32> =
-            [StepPhase::Waiting, StepPhase::Queued, StepPhase::Preparing, StepPhase::Running]
-                .into_iter()
-                .filter_map(phase_word)
-                .map(|word| (word, 0))
-                .collect();
-        let mut runs = BTreeSet::new();
-        for ((run, _), phase) in &self.phases {
-            if let Some(word) = phase_word(*phase) {
-                *open.entry(word).or_default() += 1;
-                runs.insert(*run);
-            }
-        }
-        for (phase, steps) in open {
+        for (phase, steps) in self.open.by_phase() {
             metrics::gauge!("longshore_steps_open", "phase" => phase).set(f64::from(steps));
         }
-        metrics::gauge!("longshore_runs_open").set(runs.len() as f64);
+        metrics::gauge!("longshore_runs_open").set(f64::from(self.open.runs()));
         self.shared.workers.send_replace(workers);
     }
 }

@@ -14,6 +14,7 @@ mod config;
 pub mod feed;
 mod gone;
 pub(crate) mod inputs;
+mod open;
 mod outbox;
 mod past;
 mod reign;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::calendar::Calendar;
 use super::inputs::{Arrival, Command, INTERNALS, Intake, Internal, consume};
+use super::open::OpenSteps;
 use super::outbox::{Newest, Publisher};
 use super::writer::{Hands, Writer};
 use super::{Shared, clock, gone};
@@ -118,10 +119,10 @@ async fn recover<B: Broker>(
         }
     }
     let logs = LogDesk::recovered(shared.store.open_logs().await?);
-    let mut phases = BTreeMap::new();
+    let mut open = OpenSteps::default();
     for run in runs {
         let steps = core.run_view(run).map(|view| view.steps).unwrap_or_default();
-        phases.extend(steps.iter().enumerate().map(|(index, step)| ((run, index), step.phase)));
+        steps.iter().enumerate().for_each(|(index, step)| open.put(run, index, step.phase));
     }
     let Started { hands, intake, internals, begun } = start_tasks(&shared, epoch, counters.outbox, tracker, stop);
     let mut writer = Writer {
@@ -136,7 +137,7 @@ async fn recover<B: Broker>(
         outstanding,
         early: BTreeSet::new(),
         ticks: 0,
-        phases,
+        open,
         confirmed: Vec::new(),
         committed_at: Instant::now(),
         calendar: Calendar::behind(now),

@@ -20,12 +20,12 @@ use super::Shared;
 use super::calendar::Calendar;
 use super::gone::{Look, queue_of};
 use super::inputs::{Arrival, Command, Internal, Source, Taken};
+use super::open::OpenSteps;
 use super::outbox::Newest;
 use crate::core::effect::{Effect, JobQueue};
 use crate::core::entry::Entry;
 use crate::core::input::{Input, Millis};
 use crate::core::retry::Missed;
-use crate::core::view::StepPhase;
 use crate::core::{Core, NotRetried, OutputFence, Step};
 use crate::logs::LogDesk;
 use crate::store::StoreError;
@@ -54,7 +54,7 @@ pub(super) struct Writer<B: Broker> {
     pub(super) outstanding: BTreeSet<i64>,
     pub(super) early: BTreeSet<(RunId, ExecutionId, Attempt)>,
     pub(super) ticks: u64,
-    pub(super) phases: BTreeMap<(RunId, usize), StepPhase>,
+    pub(super) open: OpenSteps,
     /// Of the outbox, confirmed: their rows go with the next transaction. One of their own would stand in the way of
     /// what the workers answer; and what a crash leaves is published again, which is harmless (P3).
     pub(super) confirmed: Vec<i64>,
