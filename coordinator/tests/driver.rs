@@ -292,6 +292,9 @@ async fn p8_a_silent_worker_is_lost_after_its_lease_and_its_step_goes_on_elsewhe
     let job = silent.next_job().await;
     silent.started(&job).await;
     drop(silent);
+    // The other one is silent between its events as well: its lease begins when the first one's has ended.
+    let mut events = fleet.events(&format!("/v1/runs/{run}/events"), None).await;
+    while events.next().await.expect("the run is not over").1["step"]["attempts"][0]["outcome"].is_null() {}
     let mut other = ScriptedWorker::join(&fleet, "w2").await;
     let again = other.next_job().await;
     assert_eq!((again.execution, again.attempt), (job.execution, Attempt(2)));

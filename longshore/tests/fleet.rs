@@ -159,7 +159,8 @@ fn every_metric_is_there_from_the_first_scrape() {
 #[test]
 fn ctrl_c_leaves_a_fleets_run_alone_and_cancel_ends_it() {
     let fleet = Fleet::new();
-    let script = "trap 'exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done";
+    // It takes a moment to end, or it would be over before `cancel` has said what it did.
+    let script = "trap 'sleep 2; exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done";
     let text = format!("name: long\nsteps:\n  - name: long\n    image: {BUSYBOX}\n    run: \"{script}\"\n");
     fleet.place.file("p.yaml", &text);
     let mut watcher = Started::new(fleet.client(&["submit", "p.yaml", "--watch"]));

@@ -44,11 +44,19 @@ listening() {
 }
 
 # A port that nobody listens on. Below Linux's ephemeral range (from 32768), so
-# that no outgoing connection takes it between this look and the service's bind.
+# that no outgoing connection takes it between this look and the service's bind;
+# and one that was given out lately, here or beside us, is not given out again.
 free_port() {
-    local port
+    local port given=${TMPDIR:-/tmp}/longshore-ports-$UID
+    mkdir -p "$given" || die "no directory for the ports that were given out: $given"
+    find "$given" -type f -mmin +5 -delete 2>/dev/null || true
     while port=$((20000 + RANDOM % 12000)); do
-        listening "$port" || { echo "$port"; return; }
+        if ! (set -o noclobber && : >"$given/$port") 2>/dev/null; then
+            [ -e "$given/$port" ] || die "cannot write to $given"
+        elif ! listening "$port"; then
+            echo "$port"
+            return
+        fi
     done
 }
 

@@ -33,7 +33,7 @@ alive() { kill -0 "$(pid_of "$1")" 2>/dev/null && ! grep -q '^State:.Z' "/proc/$
 # await_service NAME COMMAND...: until COMMAND succeeds, but no longer than the
 # process lives. The bound is for a machine whose cores all compile meanwhile.
 await_service() {
-    local name=$1 seconds=90 until=$((SECONDS + 90))
+    local name=$1 seconds=300 until=$((SECONDS + 300))
     shift
     until "$@" >/dev/null 2>&1; do
         if [ "$SECONDS" -ge "$until" ] || ! alive "$name"; then

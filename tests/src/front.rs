@@ -15,6 +15,10 @@ pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// One that is frozen says nothing.
 const ANSWER: Duration = Duration::from_millis(500);
 
+/// One that nobody has followed is given up when it left so many questions unanswered: on a machine that is busy, an
+/// answer may take longer.
+const SILENT_MAX: u32 = 6;
+
 /// Sends on until it is dropped.
 #[derive(Debug)]
 pub struct Front {
@@ -46,21 +50,29 @@ impl Front {
 async fn look(behind: Arc<Vec<String>>, says: watch::Sender<Option<usize>>) {
     let client = Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(ANSWER).build().expect("no TLS");
     let mut interval = tokio::time::interval(LOOK);
+    let mut unanswered = 0;
     loop {
         interval.tick().await;
-        let asked = behind.iter().map(async |address| {
-            // One that stands by is ready as well: a test wants to know who leads.
-            let answer = client.get(format!("http://{address}/readyz")).send().await.ok()?;
-            let ready = answer.status().is_success();
-            let what: serde_json::Value = answer.json().await.ok()?;
-            (ready && what["leading"] == true).then_some(())
-        });
-        let leads = futures_util::future::join_all(asked).await;
+        let said = futures_util::future::join_all(behind.iter().map(|address| leads(&client, address))).await;
+        let is_leading = |seat: &usize| matches!(said[*seat], Ok(true));
+        let is_silent = |seat: &usize| said[*seat].as_ref().is_err_and(reqwest::Error::is_timeout);
+        let known = *says.borrow();
+        unanswered = if known.as_ref().is_some_and(is_silent) { unanswered + 1 } else { 0 };
         // Two may say so for a moment: one that was frozen does not know yet that it was succeeded.
-        let stays = says.borrow().filter(|known| leads[*known].is_some());
-        let ready = stays.or_else(|| leads.iter().position(Option::is_some));
+        let stays = known.filter(is_leading);
+        let leading = || (0..said.len()).find(is_leading);
+        let ready =
+            stays.or_else(leading).or_else(|| known.filter(|known| is_silent(known) && unanswered < SILENT_MAX));
         says.send_if_modified(|known| std::mem::replace(known, ready) != ready);
     }
+}
+
+/// One that stands by is ready as well: a test wants to know who leads.
+async fn leads(client: &Client, address: &str) -> reqwest::Result<bool> {
+    let answer = client.get(format!("http://{address}/readyz")).send().await?;
+    let ready = answer.status().is_success();
+    let what: serde_json::Value = answer.json().await?;
+    Ok(ready && what["leading"] == true)
 }
 
 async fn accept(listener: TcpListener, behind: Arc<Vec<String>>, ready: watch::Receiver<Option<usize>>) {

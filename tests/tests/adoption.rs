@@ -22,7 +22,7 @@ async fn p10_p16_kill_9_twenty_times_in_a_step_and_every_number_is_in_the_log_on
     let mut dice = Dice::new(Dice::seed());
     let mut fleet = Fleet::new().worker("one", 1).lease_secs(LONG_LEASE_SECS).start().await;
     let image = actor::image(fleet.engine_of("one"), Flavour::Plain);
-    let steps = format!("[{{name: counts, image: '{image}', command: [actor, count, '2000', '10']}}]");
+    let steps = format!("[{{name: counts, image: '{image}', command: [actor, count, '6000', '10']}}]");
     let run = fleet.submit(&format!("{{name: counts, steps: {steps}}}")).await.id;
     fleet.follow(run).prints("counts", " 1\n").await;
     let first_seen = containers_of(&fleet, "one", &fleet.follow(run).step("counts").await);
@@ -41,7 +41,7 @@ async fn p10_p16_kill_9_twenty_times_in_a_step_and_every_number_is_in_the_log_on
 
     let run = fleet.follow(run);
     run.settles(RunOutcome::Passed).await;
-    assert_eq!(counted(&run.log("counts").await), (1..=2000).collect::<Vec<_>>());
+    assert_eq!(counted(&run.log("counts").await), (1..=6000).collect::<Vec<_>>());
     let step = run.step("counts").await;
     assert_eq!(step.attempts.len(), 1, "{step:?}");
     assert_eq!(Some(first_seen), step.attempts[0].container.clone().map(|name| BTreeSet::from([name])));

@@ -143,7 +143,7 @@ name: removed
 defaults: {image: "longshore-test/busybox:latest"}
 steps:
   - {name: parent, run: "echo parent > /made"}
-  - {name: holds, run: "echo holds; sleep 3"}
+  - {name: holds, run: "echo holds; sleep 15"}
   - name: child
     from: parent
     needs: [holds]

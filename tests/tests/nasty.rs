@@ -134,7 +134,7 @@ async fn a_gigabyte_without_a_newline_passes_and_its_pieces_are_marked() {
     let bytes = mib << 20;
     let steps = format!("[{{name: pours, image: '{image}', command: [actor, pour, '{bytes}']}}]");
     let run = fleet.submit(&format!("{{name: pours, steps: {steps}}}")).await;
-    run.settles_within(Duration::from_mins(6), RunOutcome::Passed).await;
+    run.settles_within(Duration::from_mins(15), RunOutcome::Passed).await;
     let step = run.step("pours").await;
     assert_eq!(step.attempts[0].output.map(|output| output.total()), Some(bytes), "{step:#?}");
     // The first lines of the log as it is told line by line: none is longer than 64 KiB, and each says that it goes on.

@@ -1,6 +1,7 @@
 //! TERM, grace, KILL; limits, orphans, memory.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use crate::sandbox::{Sandbox, Worker, sh};
 
 /// Longer than any test.
 const HOUR_MS: u64 = 3_600_000;
+
+/// Until TERM: enough for a shell to have set its trap.
+const AWAY_MS: u64 = 2_000;
 
 fn stop(worker: &mut Worker, id: &str, grace_ms: u64) {
     worker.send(&ToSupervisor::Stop(Stop { id: id.to_owned(), grace_ms }));
@@ -118,21 +122,28 @@ fn p17_without_a_worker_it_kills_the_tree_and_ends() {
     let mut sandbox = Sandbox::start();
     sandbox.fifo("/tmp/alive");
     let (mut worker, _) = sandbox.accept_for(Duration::from_millis(200));
+    let (says, up) = std::sync::mpsc::channel();
     // The pipe's end is heard when the last process that holds it is gone.
     worker
         .start(&sh("1", "exec 3>/tmp/alive; trap '' TERM; (sleep 1000 &); echo up >&3; while :; do sleep 1000; done"));
     let path = sandbox.path("/tmp/alive");
-    let alive = std::thread::spawn(move || fs::read_to_string(path).unwrap());
+    let alive = std::thread::spawn(move || {
+        let mut lines = BufReader::new(File::open(path).unwrap()).lines().map(Result::unwrap);
+        says.send(lines.next()).unwrap();
+        lines.count()
+    });
+    // Not before it has begun: then it would be killed without a word.
+    assert_eq!(up.recv().unwrap().as_deref(), Some("up"));
     drop(worker);
     sandbox.unbind();
-    assert_eq!(alive.join().unwrap(), "up\n");
+    assert_eq!(alive.join().unwrap(), 0);
     assert_eq!(sandbox.exit_status().code(), Some(75));
 }
 
 #[test]
 fn p17_a_connection_without_a_hello_is_no_worker() {
     let mut sandbox = Sandbox::start();
-    let (worker, _) = sandbox.accept_for(Duration::from_millis(100));
+    let (worker, _) = sandbox.accept_for(Duration::from_secs(2));
     drop(worker);
     let mut silent = sandbox.accept_silent();
     assert!(matches!(silent.next(), FromSupervisor::Hello(_)));
@@ -160,13 +171,13 @@ fn p18_an_exclusive_command_is_terminated_before_its_lease_ends_and_dead_by_then
     let (mut worker, _) = sandbox.accept();
     let polite = "trap 'exit 7' TERM; echo ready; while :; do sleep 1000 & wait; done";
     let dead_by_ms = boot_ms() + HOUR_MS;
-    worker.start(&leased("1", polite, dead_by_ms, HOUR_MS - 200));
+    worker.start(&leased("1", polite, dead_by_ms, HOUR_MS - AWAY_MS));
     ready(&mut worker);
     assert_eq!(exited(&mut worker), (Status::Code(7), EndedBy::Lease));
-    assert!(boot_ms() >= dead_by_ms - HOUR_MS + 200, "not before its time");
+    assert!(boot_ms() >= dead_by_ms - HOUR_MS + AWAY_MS, "not before its time");
     assert_eq!(worker.clean(), None);
 
-    let dead_by_ms = boot_ms() + 300;
+    let dead_by_ms = boot_ms() + AWAY_MS + 100;
     worker.start(&leased("2", "trap '' TERM; sh -c 'while :; do sleep 1000; done' & sleep 1000", dead_by_ms, 100));
     assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Lease));
     assert!(boot_ms() >= dead_by_ms, "the grace is its own");
@@ -201,7 +212,7 @@ fn p18_what_is_being_ended_is_not_extended() {
     sandbox.fifo("/tmp/heard");
     let (mut worker, _) = sandbox.accept();
     let script = "trap 'echo >/tmp/heard' TERM; echo ready; while :; do sleep 1000 & wait; done";
-    worker.start(&leased("1", script, boot_ms() + 500, 300));
+    worker.start(&leased("1", script, boot_ms() + AWAY_MS + 300, 300));
     ready(&mut worker);
     assert_eq!(sandbox.hear("/tmp/heard"), "\n");
     extend(&mut worker, "1", boot_ms() + HOUR_MS);
@@ -226,7 +237,7 @@ fn p18_nothing_is_started_behind_the_end_of_its_lease() {
 fn p18_the_timer_holds_without_a_worker_and_for_the_next_one() {
     let sandbox = Sandbox::start();
     let (mut worker, _) = sandbox.accept();
-    let dead_by_ms = boot_ms() + 400;
+    let dead_by_ms = boot_ms() + AWAY_MS + 100;
     worker.start(&leased("1", "trap '' TERM; echo ready; while :; do sleep 1000; done", dead_by_ms, 100));
     ready(&mut worker);
     drop(worker);

@@ -166,8 +166,8 @@ pub async fn p18_a_lease_ends_without_a_worker<E: Engine>(bench: Bench<E>) {
         .before_its_death(|engine| async move {
             create(&engine, &spec).await;
             // Made behind the container, which takes its time.
-            let dead_by = Boot::now().after(Duration::from_secs(2));
-            spec.command.lease = Some(CommandLease { dead_by, grace: Duration::from_secs(1) });
+            let dead_by = Boot::now().after(Duration::from_secs(6));
+            spec.command.lease = Some(CommandLease { dead_by, grace: Duration::from_secs(3) });
             let mut running = engine.start(&spec.name, &spec.command).await.unwrap();
             read_until(&mut running, "up\n").await;
             dead_by

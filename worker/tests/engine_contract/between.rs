@@ -201,7 +201,7 @@ pub async fn p18_a_command_is_ended_before_its_lease_is<E: Engine>(bench: Bench<
     ] {
         let mut spec = bench.spec(script);
         bench.create(&spec).await;
-        spec.command.lease = Some(lease(Duration::from_millis(1500), Duration::from_millis(500)));
+        spec.command.lease = Some(lease(Duration::from_secs(6), Duration::from_secs(3)));
         let running = bench.start(&spec).await;
         let ran = timeout(PATIENCE, read(running)).await.expect("it is ended");
         let over = spec.command.lease.unwrap();
@@ -218,9 +218,9 @@ pub async fn p18_a_command_is_ended_before_its_lease_is<E: Engine>(bench: Bench<
 }
 
 pub async fn p18_a_lease_is_extended_and_never_shortened<E: Engine>(bench: Bench<E>) {
-    let mut spec = bench.spec("echo up; sleep 3; exit 4");
+    let mut spec = bench.spec("echo up; sleep 7; exit 4");
     bench.create(&spec).await;
-    spec.command.lease = Some(lease(Duration::from_secs(2), Duration::from_secs(1)));
+    spec.command.lease = Some(lease(Duration::from_secs(6), Duration::from_secs(3)));
     let running = bench.start(&spec).await;
     let first = spec.command.lease.unwrap().dead_by;
     for dead_by in [first.after(FOR_EVER), first, Boot(0)] {

@@ -234,6 +234,13 @@ impl Fleet {
             Event::Started(started) => assert_eq!(started.claim, claim(job)),
             other => panic!("started was expected, not {other:?}"),
         }
+        // Written beside the event: a worker that dies between them would find it as it was before.
+        let written = async {
+            while !self.entries_of(&claim(job)).iter().any(|entry| entry["entry"] == "running") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, written).await.expect("it is never written that it runs");
     }
 
     pub(crate) async fn finished(&mut self) -> Finished {
@@ -384,11 +391,14 @@ impl Fleet {
     /// Whether an attempt's record and spool are on the disk.
     pub(crate) fn on_disk(&self, claim: &Claim) -> (bool, bool) {
         let spool = format!("spool/{}-{}.log", claim.execution.to_hex(), claim.attempt);
-        let known = entries(&std::fs::read(self.state().join("records.log")).unwrap_or_default())
-            .into_iter()
-            .filter(|entry| entry.to_string().contains(&claim.execution.to_string()))
-            .fold(false, |_, entry| entry["entry"] != "forgotten");
+        let known = self.entries_of(claim).last().is_some_and(|entry| entry["entry"] != "forgotten");
         (known, self.state().join(spool).exists())
+    }
+
+    /// What the worker wrote of an attempt, in order.
+    fn entries_of(&self, claim: &Claim) -> Vec<serde_json::Value> {
+        let all = entries(&std::fs::read(self.state().join("records.log")).unwrap_or_default());
+        all.into_iter().filter(|entry| entry.to_string().contains(&claim.execution.to_string())).collect()
     }
 }
 

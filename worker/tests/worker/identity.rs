@@ -99,11 +99,10 @@ async fn p10_what_ended_is_listed_and_sent_again_under_new_numbers() {
 async fn p10_a_finished_that_nobody_heard_is_told_by_the_next_incarnation() {
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;
-    let job = fleet.job("a", "sleep 0.05; exit 4");
-    fleet.dispatch(&job).await;
-    assert_eq!(fleet.accepted().await, claim(&job));
-    assert!(matches!(fleet.event().await, Event::Started(_)));
+    let job = fleet.job("a", "await go; exit 4");
+    fleet.running(&job).await;
     worker.tap.set(".events", Mode::Hold);
+    fleet.engine.raise("go");
     worker.tap.holds("\"finished\"").await;
     worker.crash().await;
 

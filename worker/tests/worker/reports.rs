@@ -318,8 +318,9 @@ async fn p15_a_step_that_waits_for_room_asks_for_less_and_less_while_nobody_answ
         }
         sent = sent.max(runs.last().unwrap().end());
     }
+    // One second until the first, and then two. The first may be read late, behind all that was sent before.
     let between = asked[1] - asked[0];
-    assert!(between >= Duration::from_millis(1900), "{between:?}");
+    assert!(between >= Duration::from_millis(1500), "{between:?}");
     worker.stop().await;
 }
 

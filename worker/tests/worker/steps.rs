@@ -80,7 +80,7 @@ async fn a_step_that_takes_too_long_is_ended_with_its_output() {
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;
     let mut job = fleet.job("a", "trap 'echo ending' TERM; echo begun; sleep 1000 & wait");
-    (job.spec.timeout_ms, job.spec.grace_ms) = (50, 60_000);
+    (job.spec.timeout_ms, job.spec.grace_ms) = (2_000, 60_000);
     let (finished, log) = ends(&mut fleet, &job).await;
     assert_eq!(finished.outcome, Outcome::TimedOut);
     assert_eq!(log.text(Stream::Stdout), "begun\nending\n");

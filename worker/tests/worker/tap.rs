@@ -8,6 +8,8 @@ use longshore_protocol::broker::{Broker, BrokerError, Consumer, Outgoing, Publis
 use longshore_protocol::topology::Queue;
 use tokio::sync::watch;
 
+use crate::fleet::PATIENCE;
+
 /// What becomes of the messages for one exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -47,7 +49,8 @@ impl Tap {
     /// Waits until a message with this text in it is held.
     pub(crate) async fn holds(&self, text: &str) {
         let mut held = self.held.subscribe();
-        held.wait_for(|held| held.iter().any(|body| body.contains(text))).await.unwrap();
+        let holds = held.wait_for(|held| held.iter().any(|body| body.contains(text)));
+        tokio::time::timeout(PATIENCE, holds).await.expect("it is never said").unwrap();
     }
 
     fn mode(modes: &BTreeMap<&'static str, Mode>, exchange: &str) -> Mode {

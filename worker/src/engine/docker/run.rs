@@ -47,8 +47,8 @@ const ENGINE_HOLDS: usize = 1_000_000;
 const PIPES_HOLD: usize = 1024 * 1024;
 
 /// The Engine records an OOM kill and an exit from two notices, which may come in either order.
-const OOM_LOOKS: u32 = 25;
-/// From one look to the next: five of them are longer than any such delay seen, and a machine may be as busy again.
+const OOM_LOOKS: u32 = 15;
+/// From one look to the next: five of them are longer than any such delay seen, on a machine that was not busy.
 const OOM_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) async fn start(engine: &DockerEngine, container: &ContainerName) -> Result<Running, EngineError> {
