@@ -48,12 +48,16 @@ make_venv() {
 
 # ---- command line -----------------------------------------------------------------------
 
-build() { in_group cargo build --release --locked -p longshore -p longshore-tests --bin longshore --bin longshore-bench; }
+# The simulator apart: what it is built with must not be in what is measured.
+build() {
+    in_group cargo build --release --locked -p longshore -p longshore-tests --bin longshore --bin longshore-bench
+    [[ " $* " == *' --rows '* && "$*" != *scale* ]] || in_group cargo build --release --locked -p longshore-sim
+}
 
 # Says what is wrong with the arguments before anything is started.
 case " $* " in
     *' --list '*)
-        build
+        build --rows none
         exec "$target/release/longshore-bench" --list
         ;;
 esac
@@ -66,7 +70,7 @@ flock -n 8 || die "a benchmark of this checkout is running already"
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 
-build
+build "$@"
 make_venv
 say "RabbitMQ and a Docker Engine of this run's own, in $services"
 "$root/scripts/services.sh" up "$services" --only rabbitmq,docker-1 --while $$ 8>&-

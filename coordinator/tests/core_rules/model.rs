@@ -54,6 +54,19 @@ struct Worker {
     number: u64,
 }
 
+impl Queued {
+    fn of(job: &Job, takes: fn(&Job) -> Millis) -> Self {
+        Self {
+            claim: Claim { run: job.run, execution: job.execution, attempt: job.attempt },
+            takes: takes(job),
+            tenant: job.tenant.clone(),
+            step: job.step.to_string(),
+            from_parent: matches!(job.base, Base::Parent { .. }),
+            parks: !matches!(job.keep, Keep::Nothing),
+        }
+    }
+}
+
 /// A step that began.
 #[derive(Clone, Debug)]
 pub(crate) struct Began {
@@ -215,21 +228,11 @@ impl Model {
         self.in_core += began.elapsed();
         for effect in effects {
             if let Effect::Dispatch { queue, job } = effect {
-                self.queues.entry(queue.clone()).or_default().push_back(self.queued(&job));
+                let queued = Queued::of(&job, self.takes);
+                self.queues.entry(queue.clone()).or_default().push_back(queued);
                 self.queued += 1;
                 self.arrived.push_back(queue);
             }
-        }
-    }
-
-    fn queued(&self, job: &Job) -> Queued {
-        Queued {
-            claim: Claim { run: job.run, execution: job.execution, attempt: job.attempt },
-            takes: (self.takes)(job),
-            tenant: job.tenant.clone(),
-            step: job.step.to_string(),
-            from_parent: matches!(job.base, Base::Parent { .. }),
-            parks: !matches!(job.keep, Keep::Nothing),
         }
     }
 }

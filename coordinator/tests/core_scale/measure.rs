@@ -116,7 +116,7 @@ impl Round {
             assert!(model.step());
         }
         // While others had the processor, the core's share of the time is the same.
-        let share = (model.in_core - in_core).as_secs_f64() / clock.elapsed().as_secs_f64();
+        let share = model.in_core.saturating_sub(in_core).as_secs_f64() / clock.elapsed().as_secs_f64();
         let (secs, events) = ((processor_secs() - began) * share, (model.inputs - inputs) as f64);
         let (mut received, mut first) = (BTreeMap::<&str, u64>::new(), BTreeMap::new());
         for began in &model.began {

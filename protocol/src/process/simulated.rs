@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
@@ -38,6 +39,9 @@ struct State {
     points: Points,
     /// The epoch of the last command that it obeyed.
     obeyed: AtomicU64,
+    /// Whether the time that its futures take is added up, and that time in ns.
+    timed: AtomicBool,
+    busy_ns: AtomicU64,
 }
 
 impl std::fmt::Debug for Process {
@@ -60,6 +64,8 @@ impl Process {
             asleep: Mutex::default(),
             points,
             obeyed: AtomicU64::default(),
+            timed: AtomicBool::default(),
+            busy_ns: AtomicU64::default(),
         }))
     }
 
@@ -130,6 +136,27 @@ impl Process {
     /// P22: the epoch of the last command that it obeyed.
     pub fn obeyed(&self) -> u64 {
         self.0.obeyed.load(Ordering::Relaxed)
+    }
+
+    /// From now on, the time that this thread spends in its futures is added up.
+    pub fn time(&self) {
+        self.0.timed.store(true, Ordering::Relaxed);
+    }
+
+    /// What it has come to, of the real time.
+    pub fn busy(&self) -> Duration {
+        Duration::from_nanos(self.0.busy_ns.load(Ordering::Relaxed))
+    }
+
+    /// Does what is done elsewhere, on the broker's machine say, and only happens in a future of its own.
+    pub fn elsewhere<T>(&self, act: impl FnOnce() -> T) -> T {
+        if !self.0.timed.load(Ordering::Relaxed) {
+            return act();
+        }
+        let began = std::time::Instant::now();
+        let done = act();
+        self.0.busy_ns.fetch_sub(nanos(began), Ordering::Relaxed);
+        done
     }
 
     fn random(&self) -> u64 {
@@ -226,8 +253,18 @@ impl<F: Future> Future for Confined<F> {
             return Poll::Pending;
         }
         let _whose = Whose::set(self.process.clone());
-        self.task.as_mut().poll(context)
+        if !self.process.0.timed.load(Ordering::Relaxed) {
+            return self.task.as_mut().poll(context);
+        }
+        let began = std::time::Instant::now();
+        let polled = self.task.as_mut().poll(context);
+        self.process.0.busy_ns.fetch_add(nanos(began), Ordering::Relaxed);
+        polled
     }
+}
+
+fn nanos(began: std::time::Instant) -> u64 {
+    u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// While it lives, this thread's futures are that process's.

@@ -1,5 +1,7 @@
-//! A million open steps and ten thousand workers: the real core, modelled workers, no disk and no broker.
+//! A million open steps: the real core among ten thousand modelled workers, without disk and broker; and the whole
+//! coordinator among as many real workers as one process may have files open for, in the simulator.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::Command;
@@ -18,8 +20,17 @@ const FEW: usize = 10_000;
 /// Steps for each worker.
 const STEPS: usize = 100;
 
+/// The same of the simulator's.
+const SIMULATED_STEPS: usize = 250;
+
+/// The simulator's program, beside this one.
+const SIMULATOR: &str = "longshore-sim";
+
+/// Little is hard to time, so it is done so many times over.
+const FEW_ROUNDS: usize = 20;
+
 pub(crate) struct Scale {
-    last: Option<[f64; 5]>,
+    last: Option<[f64; 6]>,
 }
 
 impl Row for Scale {
@@ -59,6 +70,16 @@ impl Row for Scale {
             goal: Goal::AtMost(10.0),
             limit: None,
         },
+        Figure {
+            name: "scale-step",
+            says: "the coordinator's time for a step, but for store and broker, 1,000,000 open steps on 4,000 workers",
+            unit: "us",
+            baseline: "10,000 open steps on 40 workers",
+            goal: Goal::RatioAtMost(1.2),
+            limit: Some(
+                "The same as of an event; and here four thousand real workers take the processor's caches in between",
+            ),
+        },
     ];
 
     async fn set_up(_: &Stand) -> Result<Self> {
@@ -66,17 +87,17 @@ impl Row for Scale {
     }
 
     async fn ours(&mut self) -> Result<Vec<f64>> {
-        let measured = in_a_process(MANY).await?;
+        let measured = measured(MANY, 1).await?;
         self.last = Some(measured);
         Ok(figures(measured))
     }
 
     async fn baseline(&mut self) -> Result<Vec<f64>> {
-        Ok(figures(in_a_process(FEW).await?))
+        Ok(figures(measured(FEW, FEW_ROUNDS).await?))
     }
 
     fn settings(&self) -> String {
-        let words = |[micros, .., median, _]: [f64; 5]| {
+        let words = |[micros, _, _, median, ..]: [f64; 6]| {
             format!("; {:.0} events/s, and the median of those delays is {median:.1} s", 1e6 / micros)
         };
         format!("a process of its own for each{}", self.last.map(words).unwrap_or_default())
@@ -87,8 +108,8 @@ impl Row for Scale {
     }
 }
 
-fn figures([micros, bytes, jain, _, worst]: [f64; 5]) -> Vec<f64> {
-    vec![micros, bytes, jain, worst]
+fn figures([micros, bytes, jain, _, worst, of_a_step]: [f64; 6]) -> Vec<f64> {
+    vec![micros, bytes, jain, worst, of_a_step]
 }
 
 /// The hidden command that this program is started with a second time: memory that was freed is not given back.
@@ -103,11 +124,19 @@ pub(crate) fn said(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-async fn in_a_process(steps: usize) -> Result<[f64; 5]> {
-    let mut command = Command::new(std::env::current_exe()?);
-    let output =
-        command.args([COMMAND, &steps.to_string()]).stderr(Stdio::inherit()).kill_on_drop(true).output().await?;
+/// All of it among so many steps; the simulator in so many rounds.
+async fn measured(steps: usize, rounds: usize) -> Result<[f64; 6]> {
+    let own = std::env::current_exe()?;
+    let core = numbers(&own, &[COMMAND.to_owned(), steps.to_string()]).await?;
+    let args = [steps / SIMULATED_STEPS, steps, rounds].map(|number| number.to_string());
+    let simulated = numbers(&own.with_file_name(SIMULATOR), &[&["scale".to_owned()], &args[..]].concat()).await?;
+    let all = [core, simulated].concat();
+    all.try_into().map_err(|all| Failure::new(format!("{steps} steps were not measured: {all:?}")))
+}
+
+/// What a program prints: in a process of its own, since memory that was freed is not given back.
+async fn numbers(program: &Path, args: &[String]) -> Result<Vec<f64>> {
+    let output = Command::new(program).args(args).stderr(Stdio::inherit()).kill_on_drop(true).output().await?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let numbers: Vec<f64> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-    numbers.try_into().map_err(|_| Failure::new(format!("{steps} steps were not measured: {text}")))
+    Ok(text.split_whitespace().filter_map(|number| number.parse().ok()).collect())
 }

@@ -5,7 +5,8 @@
 //!    befalls them;
 //! 3. [`world`] the dice and the trace; [`broker`], [`store`] what is simulated, beside the worker's own fake Engine;
 //! 4. [`checker`] what must hold at the end;
-//! 5. [`shrink`] makes a schedule that fails shorter; [`many`] carries out thousands.
+//! 5. [`shrink`] makes a schedule that fails shorter; [`many`] carries out thousands;
+//! 6. [`scale`] measures a fleet of thousands of workers.
 //!
 //! Why it is built so: `docs/decisions/simulator.md`.
 
@@ -16,6 +17,7 @@ pub mod checker;
 pub mod dice;
 pub mod many;
 pub mod plan;
+pub mod scale;
 pub mod schedule;
 pub mod shrink;
 pub mod stage;

@@ -1,11 +1,14 @@
 //! `make test-sim`: many schedules and what they came to, or one of them and its whole story.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use longshore_sim::many::{carry_out, scratch};
-use longshore_sim::plan::Plan;
+use longshore_sim::plan::{Plan, index};
+use longshore_sim::scale::{FILES, measure};
 use longshore_sim::schedule;
 use longshore_sim::shrink::words;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// An eighth more schedules in the same time than with the C library's.
 #[global_allocator]
@@ -20,11 +23,18 @@ fn main() -> ExitCode {
         ["schedules", first, count] if let (Some(first), Some(count)) = (number(first), number(count)) => {
             all(first, count)
         }
+        ["scale", workers, steps, rounds]
+            if let [Some(workers), Some(steps), Some(rounds)] = [workers, steps, rounds].map(|text| number(text)) =>
+        {
+            scale(index(workers), index(steps), rounds)
+        }
         ["look", first, count] if let (Some(first), Some(count)) = (number(first), number(count)) => look(first, count),
         #[cfg(feature = "breach")]
         ["breaches"] => breaches(),
         _ => {
-            eprintln!("longshore-sim schedules [FIRST] COUNT | look FIRST COUNT | seed SEED | breaches");
+            eprintln!(
+                "longshore-sim schedules [FIRST] COUNT | look FIRST COUNT | seed SEED | scale WORKERS STEPS ROUNDS | breaches"
+            );
             ExitCode::from(2)
         }
     }
@@ -46,6 +56,26 @@ fn one(seed: u64) -> ExitCode {
         report.violations.len()
     );
     if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// `make bench`: the coordinator's time for a step in us, among so many workers and open steps.
+fn scale(workers: usize, steps: usize, rounds: u64) -> ExitCode {
+    let files = getrlimit(Resource::Nofile);
+    let wanted = 100 + FILES * workers as u64;
+    let raised = Rlimit { current: files.maximum, ..files };
+    if files.maximum.is_some_and(|most| most < wanted) || setrlimit(Resource::Nofile, raised).is_err() {
+        eprintln!("longshore-sim: {workers} workers have up to {wanted} files open; see `ulimit -Hn`");
+        return ExitCode::FAILURE;
+    }
+    let (mut ended, mut coordinator) = (0, Duration::ZERO);
+    for _ in 0..rounds {
+        let dir = scratch();
+        let scaled = measure(workers, steps, dir.path());
+        ended += scaled.steps;
+        coordinator += scaled.coordinator;
+    }
+    println!("{:.2}", coordinator.as_secs_f64() * 1e6 / ended as f64);
+    ExitCode::SUCCESS
 }
 
 /// Every schedule that fails, in a line each: for whoever has just changed something.

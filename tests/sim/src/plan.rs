@@ -245,7 +245,7 @@ impl Fault {
     }
 }
 
-fn index(number: u64) -> usize {
+pub fn index(number: u64) -> usize {
     usize::try_from(number).unwrap_or_default()
 }
 

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use http_body_util::BodyExt as _;
 use longshore_protocol::ExecutionId;
 use longshore_worker::engine::Engine as _;
+use tokio::runtime::Runtime;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt as _;
 
@@ -57,8 +58,7 @@ pub struct Report {
 /// # Panics
 /// If this thread can have no runtime, or a directory cannot be made.
 pub fn run(plan: &Plan, dir: &Path, told: bool) -> Report {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = runtime.expect("a runtime without threads");
+    let runtime = runtime();
     std::fs::create_dir_all(dir.join("blobs")).expect("the schedule's directory");
     let report = runtime.block_on(carry_out(plan, dir, told));
     drop(runtime);
@@ -67,6 +67,15 @@ pub fn run(plan: &Plan, dir: &Path, told: bool) -> Report {
         let _ = std::fs::remove_dir_all(entry.path());
     }
     report
+}
+
+/// Its clock is simulated.
+///
+/// # Panics
+/// If this thread can have none.
+pub fn runtime() -> Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime without threads")
 }
 
 async fn carry_out(plan: &Plan, dir: &Path, told: bool) -> Report {
@@ -193,7 +202,7 @@ async fn use_it(stage: Stage, run: RunPlan, nth: usize, quiet: bool) {
 }
 
 /// Asks one coordinator after the other until one says that it is done.
-async fn ask(stage: &Stage, mut nth: usize, path: &str, body: &str) {
+pub async fn ask(stage: &Stage, mut nth: usize, path: &str, body: &str) {
     loop {
         if let Some((process, router)) = stage.ask(nth) {
             let request = Request::post(path)

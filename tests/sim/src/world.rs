@@ -11,7 +11,7 @@ use longshore_protocol::event::{Claim, Event, EventMessage, Hello};
 use longshore_protocol::heartbeat::HeartbeatMessage;
 use longshore_protocol::job::Job;
 use longshore_protocol::process::simulated::Process;
-use longshore_protocol::{Attempt, ExecutionId, Incarnation, RunId, WorkerId, wire};
+use longshore_protocol::{Attempt, ExecutionId, Incarnation, Outcome, RunId, WorkerId, wire};
 use tokio::time::Instant;
 
 use crate::dice::Dice;
@@ -67,6 +67,7 @@ struct Known {
     dispatched: BTreeSet<Key>,
     over: BTreeSet<Key>,
     closed: BTreeSet<Key>,
+    passed: usize,
     /// Whose owner is committed.
     owners: BTreeMap<Key, WorkerId>,
     /// Attempts whose job came into a queue, that somebody said to have, and of which somebody said the end.
@@ -290,6 +291,7 @@ impl World {
             Entry::Ended { execution, attempt, end, .. } => {
                 let key = (*execution, *attempt);
                 known.over.insert(key);
+                known.passed += usize::from(matches!(end, End::Finished { outcome: Outcome::Passed, .. }));
                 let not_held = matches!(end, End::Lost { reason } if reason.contains("no longer has it"));
                 let Some(owner) = known.owners.get(&key).filter(|_| not_held).cloned() else { return };
                 let finished = known.finished.contains(&(owner.clone(), key));
@@ -318,6 +320,16 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// How many attempts have passed.
+    pub fn passed(&self) -> usize {
+        lock(&self.0.known).passed
+    }
+
+    /// How many workers have joined.
+    pub fn joined(&self) -> usize {
+        lock(&self.0.known).joined.len()
     }
 
     /// P22: a worker obeys a command of that epoch.

@@ -151,6 +151,12 @@ impl SimBroker {
         self.lock().down = false;
     }
 
+    /// From now on a delivery is on its way for up to so many ms, one behind the other: a consumer is told of
+    /// `2_000 / ms` a second, and of any number where it is at once.
+    pub fn deliver_within(&self, ms: u64) {
+        self.lock().late_ms = ms;
+    }
+
     /// Somebody empties queues of one kind: `events`, say.
     pub fn purge(&self, kind: &str) {
         self.lock().purge(kind);
@@ -271,8 +277,20 @@ impl SimClient {
         self.passes(Kind::Publishing, connection, Self::speaks).await?;
         let torn = self.world().strikes("message lost before its confirm", |noise| noise.publish_lost);
         let arrived = if torn { self.world().dice().below(messages.len() as u64) } else { messages.len() as u64 };
+        let returned = self.elsewhere(|| self.take(messages.iter().take(usize::try_from(arrived).unwrap_or_default())));
+        if torn || self.world().strikes("confirm lost", |noise| noise.confirm_lost) {
+            self.shared.broker.cut(self.id(), Kind::Publishing);
+        }
+        self.point().await;
+        self.travel().await;
+        self.passes(Kind::Publishing, connection, Self::hears).await?;
+        returned.map_or(Ok(()), Err)
+    }
+
+    /// What the broker does with messages that have arrived. Answers which one it returned first.
+    fn take<'a>(&self, messages: impl Iterator<Item = &'a Outgoing>) -> Option<PublishError> {
         let mut returned = None;
-        for (index, message) in messages.iter().enumerate().take(usize::try_from(arrived).unwrap_or_default()) {
+        for (index, message) in messages.enumerate() {
             // A heartbeat tells of the disk's free bytes, which are the machine's and not the seed's.
             let heartbeat = message.to.exchange.ends_with(".heartbeats");
             let number = if heartbeat { 0 } else { digest(&message.body) };
@@ -288,13 +306,15 @@ impl SimClient {
                 self.lock().publish(message);
             }
         }
-        if torn || self.world().strikes("confirm lost", |noise| noise.confirm_lost) {
-            self.shared.broker.cut(self.id(), Kind::Publishing);
+        returned
+    }
+
+    /// Done by the broker.
+    fn elsewhere<T>(&self, act: impl FnOnce() -> T) -> T {
+        match &self.shared.process {
+            Some(process) => process.elsewhere(act),
+            None => act(),
         }
-        self.point().await;
-        self.travel().await;
-        self.passes(Kind::Publishing, connection, Self::hears).await?;
-        returned.map_or(Ok(()), Err)
     }
 
     fn name(&self) -> &str {
@@ -462,24 +482,28 @@ impl SimAnswer {
         }
         Ok(true)
     }
+
+    /// The broker lets go of the message.
+    fn acked(&self) {
+        let mut server = self.attachment.client.lock();
+        let Some((queue, entry)) = server.settle(self.attachment.id, self.tag) else { return };
+        if server::kind(&queue) == Some("jobs") {
+            let same = |job: &Job, body: &[u8]| {
+                let other = wire::decode::<Job>(body).ok();
+                other.is_some_and(|other| (other.execution, other.attempt) == (job.execution, job.attempt))
+            };
+            let another = |job: &Job| server.has("jobs", |body| same(job, body));
+            self.attachment.client.world().acked(&entry.body, entry.returns > 0, another);
+        }
+        server.deliver(&queue);
+    }
 }
 
 impl Answer for SimAnswer {
     fn ack(self: Box<Self>) -> BoxFuture<'static, Result<(), BrokerError>> {
         async move {
             if self.send().await? {
-                let mut server = self.attachment.client.lock();
-                if let Some((queue, entry)) = server.settle(self.attachment.id, self.tag) {
-                    if server::kind(&queue) == Some("jobs") {
-                        let same = |job: &Job, body: &[u8]| {
-                            let other = wire::decode::<Job>(body).ok();
-                            other.is_some_and(|other| (other.execution, other.attempt) == (job.execution, job.attempt))
-                        };
-                        let another = |job: &Job| server.has("jobs", |body| same(job, body));
-                        self.attachment.client.world().acked(&entry.body, entry.returns > 0, another);
-                    }
-                    server.deliver(&queue);
-                }
+                self.attachment.client.elsewhere(|| self.acked());
             }
             Ok(())
         }

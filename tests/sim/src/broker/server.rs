@@ -69,6 +69,8 @@ pub struct Server {
     queues: BTreeMap<String, QueueState>,
     bindings: BTreeMap<(String, String), BTreeSet<String>>,
     pub consumers: BTreeMap<u64, ConsumerState>,
+    /// INVARIANT: the consumers of each queue, each behind what it was served last: whoever waits longest is first.
+    turns: BTreeMap<String, BTreeSet<(u64, u64)>>,
     pub clients: BTreeMap<u64, Client>,
     last: u64,
     /// Whether it answers at all.
@@ -98,6 +100,7 @@ impl Server {
             queues: BTreeMap::new(),
             bindings: BTreeMap::new(),
             consumers: BTreeMap::new(),
+            turns: BTreeMap::new(),
             clients: BTreeMap::new(),
             last: 0,
             down: false,
@@ -160,7 +163,7 @@ impl Server {
                 back.push((consumer.queue.clone(), std::mem::take(&mut consumer.unacked)));
                 consumer.news.notify_one();
             }
-            self.consumers.retain(|_, consumer| consumer.client != client || consumer.open);
+            self.let_go(|consumer| consumer.client == client && !consumer.open);
             for (queue, entries) in back {
                 self.take_back(&queue, entries.into_values());
             }
@@ -179,7 +182,15 @@ impl Server {
             consumer.gone = true;
             consumer.news.notify_one();
         }
-        self.consumers.retain(|_, consumer| consumer.client != client);
+        self.let_go(|consumer| consumer.client == client);
+    }
+
+    fn let_go(&mut self, gone: impl Fn(&ConsumerState) -> bool) {
+        for (id, consumer) in self.consumers.extract_if(.., |_, consumer| gone(consumer)) {
+            if let Some(turns) = self.turns.get_mut(&consumer.queue) {
+                turns.remove(&(consumer.served, id));
+            }
+        }
     }
 
     pub fn connection(&self, client: u64, kind: Kind) -> Option<u64> {
@@ -237,6 +248,7 @@ impl Server {
             gone: false,
             news: Arc::default(),
         };
+        self.turns.entry(queue.to_owned()).or_default().insert((consumer.served, id));
         self.consumers.insert(id, consumer);
         self.deliver(queue);
         id
@@ -274,7 +286,8 @@ impl Server {
 
     pub fn delete(&mut self, client: u64, queue: &str) {
         let mut wanted = false;
-        for consumer in self.consumers.values_mut().filter(|consumer| consumer.queue == queue) {
+        for (_, id) in self.turns.get(queue).into_iter().flatten() {
+            let Some(consumer) = self.consumers.get_mut(id) else { continue };
             consumer.unacked.clear();
             consumer.inbox.clear();
             if consumer.client == client {
@@ -315,6 +328,9 @@ impl Server {
     /// Nobody holds anything of it any more.
     pub fn detach(&mut self, consumer: u64) {
         if let Some(state) = self.consumers.remove(&consumer) {
+            if let Some(turns) = self.turns.get_mut(&state.queue) {
+                turns.remove(&(state.served, consumer));
+            }
             self.take_back(&state.queue, state.unacked.into_values());
         }
     }
@@ -357,17 +373,16 @@ impl Server {
                     clients.get(&consumer.client).and_then(|client| client.connections.get(&Kind::Consuming));
                 connection.is_some_and(Option::is_some)
             };
-            let next = self
-                .consumers
-                .iter()
-                .filter(|(_, consumer)| consumer.queue == name && consumer.has_room() && reached(consumer))
-                .min_by_key(|(_, consumer)| consumer.served)
-                .map(|(id, _)| *id);
-            let Some(id) = next else { return };
+            let takes = |id: &u64| self.consumers.get(id).is_some_and(|it| it.has_room() && reached(it));
+            let Some(turns) = self.turns.get_mut(name) else { return };
+            let Some(turn) = turns.iter().find(|(_, id)| takes(id)).copied() else { return };
             let Some(entry) = queue.ready.pop_front() else { return };
             self.last += 1;
             let tag = self.last;
             let late = Duration::from_millis(self.dice.below(self.late_ms + 1));
+            let (_, id) = turn;
+            turns.remove(&turn);
+            turns.insert((tag, id));
             if let Some(consumer) = self.consumers.get_mut(&id) {
                 let there = consumer.inbox.back().map_or(now, |(_, before)| now.max(*before)) + late;
                 consumer.served = tag;

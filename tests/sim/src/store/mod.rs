@@ -107,7 +107,7 @@ impl SimStore {
         if world.strikes("transaction failed", |noise| noise.commit_failed) {
             return Err(failed("the disk is full"));
         }
-        let written = act(&mut lock(&self.database.tables))?;
+        let written = self.elsewhere(|| act(&mut lock(&self.database.tables)))?;
         self.point().await;
         if world.strikes("transaction without an answer", |noise| noise.commit_unanswered) {
             return Err(failed("the connection was lost"));
@@ -122,9 +122,17 @@ impl SimStore {
         async move {
             self.open()?;
             self.point().await;
-            look(&lock(&self.database.tables))
+            self.elsewhere(|| look(&lock(&self.database.tables)))
         }
         .boxed()
+    }
+
+    /// Done by the database.
+    fn elsewhere<T>(&self, act: impl FnOnce() -> T) -> T {
+        match &self.process {
+            Some(process) => process.elsewhere(act),
+            None => act(),
+        }
     }
 }
 
