@@ -10,7 +10,7 @@ use longshore_protocol::heartbeat::HeartbeatMessage;
 use longshore_protocol::process::watch;
 use longshore_protocol::topology::Address;
 use longshore_protocol::wire;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// Sends ticks until it is dropped. `back` holds the highest number that came back.
 pub(super) async fn tick<B: Broker>(
@@ -39,5 +39,38 @@ pub(super) async fn tick<B: Broker>(
         // However long it was under way: the next one comes back a whole second later, so that silence is never counted
         // faster than time.
         interval.reset();
+    }
+}
+
+/// Those that came back.
+#[derive(Debug)]
+pub(super) struct Ticks {
+    last: u64,
+    at: Instant,
+}
+
+impl Default for Ticks {
+    fn default() -> Self {
+        Self { last: 0, at: Instant::now() }
+    }
+}
+
+impl Ticks {
+    /// One is back: whether it counts. `None` if it was back before.
+    ///
+    /// What is in its queue for a lease is dropped there. A tick that was under way for half of one at most proves that
+    /// every heartbeat of the half before it was heard; one that took longer says that this coordinator is behind, and
+    /// nothing of whoever was not heard. It was sent after the one before it was back.
+    pub(super) fn came_back(&mut self, number: u64, lease: Duration) -> Option<bool> {
+        if number <= self.last {
+            return None;
+        }
+        let took = self.at.elapsed();
+        *self = Self { last: number, at: Instant::now() };
+        let in_time = took <= lease / 2;
+        if !in_time {
+            tracing::warn!(seconds = took.as_secs(), "heartbeats are heard late: no lease ends meanwhile");
+        }
+        Some(in_time)
     }
 }

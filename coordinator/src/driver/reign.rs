@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::calendar::Calendar;
+use super::clock::Ticks;
 use super::inputs::{Arrival, Command, INTERNALS, Intake, Internal, consume};
 use super::open::OpenSteps;
 use super::outbox::{Newest, Publisher};
@@ -136,7 +137,7 @@ async fn recover<B: Broker>(
         jobs,
         outstanding,
         early: BTreeSet::new(),
-        ticks: 0,
+        ticks: Ticks::default(),
         open,
         confirmed: Vec::new(),
         committed_at: Instant::now(),

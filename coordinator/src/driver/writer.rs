@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::calendar::Calendar;
+use super::clock::Ticks;
 use super::gone::{Look, queue_of};
 use super::inputs::{Arrival, Command, Internal, Source, Taken};
 use super::open::OpenSteps;
@@ -53,7 +54,7 @@ pub(super) struct Writer<B: Broker> {
     /// Messages that are in the outbox.
     pub(super) outstanding: BTreeSet<i64>,
     pub(super) early: BTreeSet<(RunId, ExecutionId, Attempt)>,
-    pub(super) ticks: u64,
+    pub(super) ticks: Ticks,
     pub(super) open: OpenSteps,
     /// Of the outbox, confirmed: their rows go with the next transaction. One of their own would stand in the way of
     /// what the workers answer; and what a crash leaves is published again, which is harmless (P3).
@@ -341,11 +342,14 @@ impl<B: Broker> Writer<B> {
             HeartbeatMessage::Heartbeat(heartbeat) => self.apply(&Input::Heartbeat(heartbeat), work),
             HeartbeatMessage::Tick { epoch, number } => {
                 // P8: at most one is under way, so a number counts once, and a predecessor's not at all.
-                if epoch == self.epoch && number > self.ticks {
-                    self.ticks = number;
+                if epoch == self.epoch
+                    && let Some(in_time) = self.ticks.came_back(number, self.shared.lease)
+                {
                     self.hands.tick_back.send_replace(number);
                     self.say_what_is_under_way(work);
-                    self.apply(&Input::Tick { epoch }, work);
+                    if in_time {
+                        self.apply(&Input::Tick { epoch }, work);
+                    }
                     work.workers_changed = true;
                     if number % LOOK_TICKS == 0 {
                         self.look();
