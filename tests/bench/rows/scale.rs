@@ -1,5 +1,5 @@
 //! A million open steps: the real core among ten thousand modelled workers, without disk and broker; and the whole
-//! coordinator among as many real workers as one process may have files open for, in the simulator.
+//! coordinator among four thousand real workers, in the simulator.
 
 use std::path::Path;
 use std::process::Stdio;
