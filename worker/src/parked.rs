@@ -110,9 +110,12 @@ pub(crate) async fn take<B: Broker, E: Engine>(
     // From here on it is never again the parent's, also if this fails.
     *state = State::Gone { because: None };
     context.parked.forget(parent);
-    context.attempts.consume(&child.claim, &parked).await.inspect_err(|_| {
-        tracing::error!(container = %parked.container, "a container is lost: its record could not be written");
-    })?;
+    if let Err(error) = context.attempts.consume(&child.claim, &parked).await {
+        // Nobody has it now, and it counts as used: the sweep would pass it by.
+        tracing::error!(container = %parked.container, %error, "a container is given up: who takes it could not be recorded");
+        unpark(context, &parked).await;
+        return Err(error.into());
+    }
     if avoided {
         metrics::counter!(COMMITS_AVOIDED).increment(1);
     }

@@ -165,7 +165,7 @@ pub async fn stop_kills_what_does_not_listen<E: Engine>(bench: Bench<E>) {
 }
 
 pub async fn a_stop_without_grace_overtakes_one_that_waits<E: Engine>(bench: Bench<E>) {
-    let spec = bench.spec("trap 'echo heard' TERM; echo up; sleep 3600 & wait; sleep 3600 & wait");
+    let spec = bench.spec("trap 'echo heard; sleep 3600' TERM; echo up; sleep 3600 & wait");
     bench.create(&spec).await;
     let mut running = bench.start(&spec).await;
     read_until(&mut running, "up\n").await;
