@@ -38,8 +38,8 @@ pub struct Scaled {
     pub coordinator: Duration,
 }
 
-/// So many open steps on so many workers with a slot each. Measured from when as many
-/// steps have passed, until a sixteenth of all have.
+/// So many open steps on so many workers with a slot each. Measured from when as many steps have passed as there are
+/// workers, for as long as it takes a sixteenth of all.
 ///
 /// # Panics
 /// If the fleet breaks a promise, or comes to nothing.
@@ -71,7 +71,7 @@ async fn carry_out(workers: usize, steps: usize, dir: &Path) -> Scaled {
         ask(&stage, 0, "/v1/runs", &body).await;
     }
     let (process, _) = stage.ask(0).expect("a coordinator that took the runs");
-    // Each worker had one by then, or its second.
+    // The fleet is at work by then; some workers have had several short ones, others are at their first long one.
     until(&world, workers).await;
     process.time();
     let (began, used, before) = (Instant::now(), processor(), world.passed());
