@@ -292,7 +292,7 @@ async fn p21_coordinators_whose_database_died_lead_again_when_it_is_back() {
     // Of the test's own, so that nobody else's tests lose theirs.
     let server = OwnServices::prepare("postgres");
     server.up("postgres");
-    let pair = Pair::start_on(Database::create_on(&server.env("LONGSHORE_TEST_POSTGRES")).await).await;
+    let mut pair = Pair::start_on(Database::create_on(&server.env("LONGSHORE_TEST_POSTGRES")).await).await;
     let fleet = Fleet::new().worker("one", 1).coordinated_by(&pair).start().await;
     let run = fleet.submit(ONE_STEP).await;
     run.settles(RunOutcome::Passed).await;
@@ -300,7 +300,11 @@ async fn p21_coordinators_whose_database_died_lead_again_when_it_is_back() {
     long.prints("a", "on").await;
     let epoch = pair.epoch().await;
 
+    let leader = pair.leader().await;
     services::script(&["kill", server.path(), "postgres"]);
+    // That it is not ready is seen sooner, but its reign ends with what it writes next: were the server back by then, it
+    // would go on.
+    pair.process(leader).says("no longer leading").await;
     pair.nobody_leads().await;
     services::script(&["start", server.path(), "postgres"]);
     pair.leader().await;
