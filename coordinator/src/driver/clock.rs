@@ -49,13 +49,12 @@ pub(super) struct Ticks {
     at: Instant,
 }
 
-impl Default for Ticks {
-    fn default() -> Self {
+impl Ticks {
+    /// None yet: the first one is under way from now on.
+    pub(super) fn new() -> Self {
         Self { last: 0, at: Instant::now() }
     }
-}
 
-impl Ticks {
     /// One is back: whether it counts. `None` if it was back before.
     ///
     /// What is in its queue for a lease is dropped there. A tick that was under way for half of one at most proves that

@@ -19,8 +19,8 @@ pub(super) struct OpenSteps {
 
 #[derive(Debug, Default)]
 struct Phases {
-    /// Of steps that were never seen there is nothing to count.
-    of_steps: Vec<Option<StepPhase>>,
+    /// A step that was never seen is not open, as one that has settled.
+    of_steps: Vec<StepPhase>,
     open: u32,
 }
 
@@ -28,10 +28,10 @@ impl OpenSteps {
     pub(super) fn put(&mut self, run: RunId, step: usize, phase: StepPhase) {
         let of_run = self.runs.entry(run).or_default();
         if of_run.of_steps.len() <= step {
-            of_run.of_steps.resize(step + 1, None);
+            of_run.of_steps.resize(step + 1, StepPhase::Settled);
         }
         let was_open = of_run.open > 0;
-        if let Some(word) = of_run.of_steps[step].replace(phase).and_then(phase_word) {
+        if let Some(word) = phase_word(std::mem::replace(&mut of_run.of_steps[step], phase)) {
             of_run.open -= 1;
             *self.by_phase.entry(word).or_default() -= 1;
         }
@@ -49,7 +49,7 @@ impl OpenSteps {
     pub(super) fn forget(&mut self, run: RunId) {
         let Some(of_run) = self.runs.remove(&run) else { return };
         self.runs_open -= u32::from(of_run.open > 0);
-        for word in of_run.of_steps.into_iter().flatten().filter_map(phase_word) {
+        for word in of_run.of_steps.into_iter().filter_map(phase_word) {
             *self.by_phase.entry(word).or_default() -= 1;
         }
     }

@@ -137,7 +137,7 @@ async fn recover<B: Broker>(
         jobs,
         outstanding,
         early: BTreeSet::new(),
-        ticks: Ticks::default(),
+        ticks: Ticks::new(),
         open,
         confirmed: Vec::new(),
         committed_at: Instant::now(),

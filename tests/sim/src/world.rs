@@ -375,3 +375,11 @@ pub fn digest(bytes: &[u8]) -> u64 {
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Done by the broker, or the database, which a process only waits for: its processor time is not the process's.
+pub fn elsewhere<T>(process: Option<&Process>, act: impl FnOnce() -> T) -> T {
+    match process {
+        Some(process) => process.elsewhere(act),
+        None => act(),
+    }
+}

@@ -187,9 +187,7 @@ impl Server {
 
     fn let_go(&mut self, gone: impl Fn(&ConsumerState) -> bool) {
         for (id, consumer) in self.consumers.extract_if(.., |_, consumer| gone(consumer)) {
-            if let Some(turns) = self.turns.get_mut(&consumer.queue) {
-                turns.remove(&(consumer.served, id));
-            }
+            no_turn(&mut self.turns, id, &consumer);
         }
     }
 
@@ -328,9 +326,7 @@ impl Server {
     /// Nobody holds anything of it any more.
     pub fn detach(&mut self, consumer: u64) {
         if let Some(state) = self.consumers.remove(&consumer) {
-            if let Some(turns) = self.turns.get_mut(&state.queue) {
-                turns.remove(&(state.served, consumer));
-            }
+            no_turn(&mut self.turns, consumer, &state);
             self.take_back(&state.queue, state.unacked.into_values());
         }
     }
@@ -407,5 +403,12 @@ impl QueueState {
 impl ConsumerState {
     fn has_room(&self) -> bool {
         self.open && self.unacked.len() < self.prefetch
+    }
+}
+
+/// A consumer that goes is served no more.
+fn no_turn(turns: &mut BTreeMap<String, BTreeSet<(u64, u64)>>, id: u64, consumer: &ConsumerState) {
+    if let Some(turns) = turns.get_mut(&consumer.queue) {
+        turns.remove(&(consumer.served, id));
     }
 }

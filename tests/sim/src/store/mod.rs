@@ -27,7 +27,7 @@ use tokio::time::sleep;
 
 pub use self::tables::{Committed, Tables};
 use crate::stage::LEASE_TICKS;
-use crate::world::{World, lock};
+use crate::world::{World, elsewhere, lock};
 
 /// A transaction takes less than this, in ms.
 const COMMIT_MS: u64 = 5;
@@ -107,7 +107,7 @@ impl SimStore {
         if world.strikes("transaction failed", |noise| noise.commit_failed) {
             return Err(failed("the disk is full"));
         }
-        let written = self.elsewhere(|| act(&mut lock(&self.database.tables)))?;
+        let written = elsewhere(self.process.as_ref(), || act(&mut lock(&self.database.tables)))?;
         self.point().await;
         if world.strikes("transaction without an answer", |noise| noise.commit_unanswered) {
             return Err(failed("the connection was lost"));
@@ -122,17 +122,9 @@ impl SimStore {
         async move {
             self.open()?;
             self.point().await;
-            self.elsewhere(|| look(&lock(&self.database.tables)))
+            elsewhere(self.process.as_ref(), || look(&lock(&self.database.tables)))
         }
         .boxed()
-    }
-
-    /// Done by the database.
-    fn elsewhere<T>(&self, act: impl FnOnce() -> T) -> T {
-        match &self.process {
-            Some(process) => process.elsewhere(act),
-            None => act(),
-        }
     }
 }
 
