@@ -119,8 +119,7 @@ start_rabbitmq() {
         echo "LONGSHORE_TEST_AMQP=$LONGSHORE_TEST_AMQP" >"$run/env.rabbitmq"
         return
     fi
-    rabbitmq_prepare
-    rabbitmq_start
+    rabbitmq_prepare && rabbitmq_start || return 1
     cat >"$run/env.rabbitmq" <<END
 LONGSHORE_TEST_AMQP=amqp://guest:guest@127.0.0.1:$AMQP_PORT
 LONGSHORE_TEST_RABBITMQ_PID=$(pid_of rabbitmq)
@@ -146,12 +145,12 @@ start_docker() {
         echo "$given=${!given}" >"$run/env.docker-$n"
         return
     fi
-    docker_start "$n"
+    docker_start "$n" || return 1
     printf '%s\n' "$given=unix://$run/d$n.sock" "${given}_PID=$(pid_of "docker-$n")" >"$run/env.docker-$n"
 }
 
 start_docker_with_images() {
-    start_docker "$1"
+    start_docker "$1" || return 1
     [ "$only" ] || DOCKER_HOST=$(sed -n "s/^LONGSHORE_TEST_DOCKER_$1=//p" "$run/env.docker-$1") \
         "$root/scripts/base-image.sh" test
 }
@@ -161,7 +160,7 @@ start_registry() {
         echo "LONGSHORE_TEST_REGISTRY=$LONGSHORE_TEST_REGISTRY" >"$run/env.registry"
         return
     fi
-    registry_start
+    registry_start || return 1
     cat >"$run/env.registry" <<END
 LONGSHORE_TEST_REGISTRY=127.0.0.1:$REGISTRY_PORT
 LONGSHORE_TEST_REGISTRY_PID=$(pid_of registry)
@@ -169,6 +168,8 @@ END
 }
 
 # The registry needs the first engine's namespace, so that one is made beforehand.
+# Its caller looks at what it answers, so `set -e` counts for nothing in here and in
+# all that it calls: whatever may fail is followed by `|| return 1`.
 start_all() {
     local -a jobs=()
     local job

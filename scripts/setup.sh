@@ -86,7 +86,21 @@ without_services() {
     return "$rc"
 }
 
-apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Use-Pty=0 "$@" </dev/null; }
+# A machine that has just started may be installing something of its own: that is waited for.
+apt_get() {
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" </dev/null
+}
+
+# Without an index, apt says so in passing and succeeds.
+update_lists() {
+    local try
+    for try in 1 2 3; do
+        if apt_get -o APT::Update::Error-Mode=any update >/dev/null; then return; fi
+        [ "$try" = 3 ] || sleep 5
+    done
+    say "some of Debian's package lists could not be had: goes on with those that are there"
+}
 
 # docker-cli is a package of its own since Debian 13 and part of docker.io before.
 known() {
@@ -102,7 +116,7 @@ install_packages() {
     local packages epmd_before=''
     [ $# -gt 0 ] || return 0
     say "installs from Debian: $* (and what they depend on); starts none of their services"
-    apt_get update >/dev/null
+    update_lists
     packages=$(known "$@")
     if have epmd; then epmd_before=1; fi
     # shellcheck disable=SC2086  # a list of package names

@@ -15,7 +15,8 @@ finish() {
     local rc=$?
     trap '' INT TERM HUP
     end_group
-    "$root/scripts/services.sh" down "$services"
+    # What will not go is told, and is no test's failure.
+    "$root/scripts/services.sh" down "$services" || say "the services of $services did not all end"
     if [ "$rc" = 0 ]; then rm -rf "$services"
     else say "failed; the services' logs are in $services/log"
     fi

@@ -112,7 +112,7 @@ rabbitmq_start() {
     mapfile -t settings <"$data/rabbitmq/env"
     if ! alive epmd; then
         spawn epmd epmd -port "$EPMD_PORT" -address 127.0.0.1
-        await_service epmd listening "$EPMD_PORT"
+        await_service epmd listening "$EPMD_PORT" || return 1
     fi
     spawn rabbitmq env "${settings[@]}" RUNNING_UNDER_SYSTEMD=1 /usr/lib/rabbitmq/bin/rabbitmq-server
     await_service rabbitmq amqp_answers "amqp://127.0.0.1:$AMQP_PORT"
@@ -238,7 +238,7 @@ docker_start() {
         enter=(nsenter "--net=/run/netns/longshore-$id-$n")
     fi
     mapfile -t flags < <(docker_flags "$n")
-    alive "containerd-$n" || containerd_start "$n"
+    alive "containerd-$n" || containerd_start "$n" || return 1
     # A killed engine leaves its pid file, and dockerd refuses to start beside one
     # whose number lives again.
     rm -f "$run/dockerd-$n.pid"
@@ -288,9 +288,9 @@ contained() {
     for group in $(cgroups); do cat "$group/cgroup.procs" 2>/dev/null || true; done | sort -u
 }
 
-# Until nobody is left: a process may fork between the look and the kill.
+# Until nobody is left: a process may fork between the look and the kill. One that waits for a slow disk dies late.
 kill_all() {
-    local until=$((SECONDS + 20)) pids
+    local until=$((SECONDS + 120)) pids
     while pids="$(marked) $(contained)" && [ "${pids//[[:space:]]/}" ]; do
         # shellcheck disable=SC2086  # a list of numbers
         kill -KILL $pids 2>/dev/null || true
