@@ -156,12 +156,13 @@ fn every_metric_is_there_from_the_first_scrape() {
     }
 }
 
+/// It takes a moment to end, or it would be over before `cancel` has said what it did.
+const SLOW_TO_GO: &str = "trap 'sleep 4; exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done";
+
 #[test]
 fn ctrl_c_leaves_a_fleets_run_alone_and_cancel_ends_it() {
     let fleet = Fleet::new();
-    // It takes a moment to end, or it would be over before `cancel` has said what it did.
-    let script = "trap 'sleep 2; exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done";
-    let text = format!("name: long\nsteps:\n  - name: long\n    image: {BUSYBOX}\n    run: \"{script}\"\n");
+    let text = format!("name: long\nsteps:\n  - name: long\n    image: {BUSYBOX}\n    run: \"{SLOW_TO_GO}\"\n");
     fleet.place.file("p.yaml", &text);
     let mut watcher = Started::new(fleet.client(&["submit", "p.yaml", "--watch"]));
     watcher.until("long | up");
@@ -179,8 +180,7 @@ fn ctrl_c_leaves_a_fleets_run_alone_and_cancel_ends_it() {
 #[test]
 fn steps_of_a_fleets_run_are_cancelled_by_name_and_the_run_not_by_a_slip() {
     let fleet = Fleet::new();
-    let script = "trap 'exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done";
-    let step = |name: &str| format!("  - name: {name}\n    image: {BUSYBOX}\n    run: \"{script}\"\n");
+    let step = |name: &str| format!("  - name: {name}\n    image: {BUSYBOX}\n    run: \"{SLOW_TO_GO}\"\n");
     fleet.place.file("p.yaml", &format!("name: long\nsteps:\n{}{}", step("one"), step("two")));
     let mut watcher = Started::new(fleet.client(&["submit", "p.yaml", "--watch"]));
     while !(watcher.printed.contains("one | up") && watcher.printed.contains("two | up")) {

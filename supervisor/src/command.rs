@@ -81,8 +81,9 @@ impl Command {
         let (err, err_end) = pipe().map_err(io)?;
         let oom_before = oom.read();
         let stdio = [null.as_fd(), out_end.as_fd(), err_end.as_fd()];
-        let pid = sys::spawn(&plan, stdio).map_err(|error| prepare::explain(run, &error))?;
+        // Before it runs, so that it never ran for longer than is told.
         let now = clock::boot_ms();
+        let pid = sys::spawn(&plan, stdio).map_err(|error| prepare::explain(run, &error))?;
         let source = |pipe| Source { pipe: Some(pipe), ring: Ring::default() };
         Ok(Self {
             id: run.id.clone(),

@@ -1,6 +1,9 @@
 //! Which fleet is wanted.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt as _;
 
 use reqwest::Client;
 
@@ -160,9 +163,19 @@ pub(crate) fn free_prefix() -> String {
 
 /// An address on loopback that nobody listens on: chosen once, so that a process started again has its old one. Below
 /// Linux's ephemeral range (from 32768): a port from there could be an outgoing connection's while its process is away.
+///
+/// Given out once, whoever listens when: `free_port` in scripts/lib/common.sh notes there what it gives out as well.
 pub(crate) fn free_address() -> String {
+    let user = fs::metadata("/proc/self").expect("a /proc").uid();
+    let given = std::env::temp_dir().join(format!("longshore-ports-{user}"));
+    fs::create_dir_all(&given).unwrap_or_else(|error| panic!("{}: {error}", given.display()));
     let ports = std::iter::repeat_with(|| 20_000 + uuid::Uuid::new_v4().as_u128() % 12_000);
     let mut free = ports.filter_map(|port| {
+        let noted = fs::File::create_new(given.join(port.to_string()));
+        if let Err(error) = noted {
+            assert!(error.kind() == ErrorKind::AlreadyExists, "{}: {error}", given.display());
+            return None;
+        }
         let address = format!("127.0.0.1:{port}");
         TcpListener::bind(&address).is_ok().then_some(address)
     });

@@ -275,17 +275,18 @@ impl Fleet {
     ///
     /// # Panics
     /// If it takes longer than [`PATIENCE`](crate::process::PATIENCE).
-    pub async fn until_metric(&self, worker: &str, metric: &str, value: f64) {
+    pub async fn until_metric(&self, worker: &str, metric: &str, holds: impl Fn(f64) -> bool) {
         let poll = async {
             let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
             loop {
                 interval.tick().await;
-                if (self.worker_metric(worker, metric).await - value).abs() < f64::EPSILON {
+                if holds(self.worker_metric(worker, metric).await) {
                     return;
                 }
             }
         };
-        assert!(within_patience(poll).await.is_some(), "{metric} of {worker} does not become {value}");
+        let reached = within_patience(poll).await;
+        assert!(reached.is_some(), "{metric} of {worker} is {}", self.worker_metric(worker, metric).await);
     }
 
     /// The sum of a metric of a worker's, over all its labels.

@@ -123,7 +123,7 @@ impl Pair {
         leads.expect("it looks for as long as the pair lives").expect("waited for")
     }
 
-    /// Waits until one of them itself says that it does not lead, and knows who does.
+    /// Waits until one of them itself says that it is ready and does not lead, and knows who does.
     ///
     /// # Panics
     /// If it does not for longer than [`PATIENCE`](crate::process::PATIENCE).
@@ -136,8 +136,9 @@ impl Pair {
                 look.tick().await;
                 // One that was started a moment ago does not listen yet.
                 let Ok(answer) = http.get(&url).send().await else { continue };
+                let ready = answer.status().is_success();
                 let what: serde_json::Value = answer.json().await.expect("JSON");
-                if what["leading"] == false && what["leader"] == true {
+                if ready && what["leading"] == false && what["leader"] == true {
                     return;
                 }
             }

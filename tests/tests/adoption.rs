@@ -214,7 +214,7 @@ steps:
         .id;
     fleet.follow(run).prints("step", "started").await;
     // Slots and parked ones: two each. One that is still being made has not been told how long it may be alone.
-    fleet.until_metric("one", "longshore_worker_namespaces", 4.0).await;
+    fleet.until_metric("one", "longshore_worker_namespaces", |held| held >= 4.0).await;
     let engine = fleet.engine_of("one").to_owned();
     let prefix = format!("longshore.{worker}.");
     assert!(running(&engine, &prefix).iter().any(|name| !is_holder(name)), "the step's container");

@@ -84,7 +84,8 @@ async fn p21_p22_a_leader_that_is_killed_or_frozen_is_succeeded_and_writes_and_c
     }
     for row in rows {
         assert!(row.taken_over < TAKEOVER * 10 && row.handled < HANDLED * 10, "{row:?}");
-        assert_eq!((row.rows, row.obeyed, row.ignored), (0, 0, 1), "{row:?}");
+        // More than the forged one where the broker took what the old one had written before it was stopped.
+        assert_eq!((row.rows, row.obeyed, row.ignored), (0, 0, row.sent + 1), "{row:?}");
     }
 }
 
@@ -118,13 +119,13 @@ async fn fail_over(fault: Fault) -> Row {
     // The run goes on under the new epoch, and the worker has heard of it.
     let new = commands.first_of_later(epoch).await;
     let sent_before = commands.count(epoch).await;
+    let ignored_before = fleet.worker_metric("one", "longshore_worker_fenced_total").await;
     if fault == Fault::Freeze {
         pair.signal(old, "CONT").await;
         pair.process(old).says("no longer leading").await;
     }
-    let ignored_before = fleet.worker_metric("one", "longshore_worker_fenced_total").await;
     forge(&broker, &topology, &worker, epoch, &fleet.follow(run), commands.incarnation.expect("heard")).await;
-    fleet.until_metric("one", "longshore_worker_fenced_total", ignored_before + 1.0).await;
+    fleet.until_metric("one", "longshore_worker_fenced_total", |fenced| fenced > ignored_before).await;
 
     let (code, said) = client.ends().await;
     assert_eq!(code, 0, "{said:#?}");
@@ -251,22 +252,19 @@ async fn forge(
 
 #[tokio::test]
 async fn one_that_stands_by_shows_runs_and_passes_on_what_only_the_leader_can_do() {
-    let mut pair = Pair::start().await;
+    let pair = Pair::start().await;
     let fleet = Fleet::new().worker("one", 1).coordinated_by(&pair).start().await;
     let run = fleet.submit(ONE_STEP).await;
     run.settles(RunOutcome::Passed).await;
     let leader = pair.leader().await;
     let stand_by = 1 - leader;
-    pair.process(stand_by).says("standing by").await;
+    pair.stands_by(stand_by).await;
     let http = reqwest::Client::builder().no_proxy().build().expect("no TLS to set up");
     let url = |path: &str| format!("http://{}{path}", pair.address_of(stand_by));
     let answer = async |request: reqwest::RequestBuilder| {
         let answer = request.send().await.expect("it answers");
         (answer.status().as_u16(), answer.text().await.expect("a body"))
     };
-    let (status, ready) = answer(http.get(url("/readyz"))).await;
-    let ready: serde_json::Value = serde_json::from_str(&ready).expect("JSON");
-    assert_eq!((status, &ready["leading"], &ready["leader"]), (200, &false.into(), &true.into()), "{ready}");
     // From the store.
     assert_eq!(answer(http.get(url(&format!("/v1/runs/{}", run.id)))).await.0, 200);
     let (_, log) = answer(http.get(url(&format!("/v1/runs/{}/logs?step=a", run.id)))).await;

@@ -52,6 +52,7 @@ async fn p10_a_worker_without_supervisors_that_restarts_gives_up_what_it_held_at
     let mut fleet = Fleet::new().worker("one", 1).with(&["--direct"]).start().await;
     let run = fleet.submit(ENDS_ON_THE_SECOND_ATTEMPT).await.id;
     fleet.follow(run).prints("step", "attempt 1").await;
+    fleet.follow(run).runs("step").await;
     fleet.kill_worker("one").await;
     fleet.start_worker("one").await;
     fleet.follow(run).settles(RunOutcome::Passed).await;
@@ -111,11 +112,9 @@ steps:
 #[tokio::test]
 async fn p6_what_waits_for_a_worker_that_is_gone_for_good_is_carried_out_by_its_neighbour() {
     // The lease is long enough that the children are dispatched while the dead one is still believed in.
-    let fleet = Fleet::new().lease_secs(20).worker_at("stays", &services::env("LONGSHORE_TEST_DOCKER_1"), 1);
-    let mut fleet = fleet.worker_at("goes", &services::env("LONGSHORE_TEST_DOCKER_1"), 1).start().await;
-    let stays = fleet.worker_id("stays").await;
-    let goes = fleet.worker_id("goes").await;
-    fleet.kill_worker("goes").await;
+    let fleet = Fleet::new().lease_secs(20).worker_at("one", &services::env("LONGSHORE_TEST_DOCKER_1"), 1);
+    let mut fleet = fleet.worker_at("two", &services::env("LONGSHORE_TEST_DOCKER_1"), 1).start().await;
+    let (one, two) = (fleet.worker_id("one").await, fleet.worker_id("two").await);
     let run = fleet
         .submit(
             r#"
@@ -123,14 +122,21 @@ name: neighbours
 defaults: {image: "longshore-test/busybox:latest"}
 steps:
   - name: root
-    run: echo root > /made
+    run: echo root > /made; echo made; sleep 2
   - name: child
     from: root
     matrix: {n: [1, 2]}
     run: cat /made
 "#,
         )
-        .await;
+        .await
+        .id;
+    fleet.follow(run).prints("root", "made").await;
+    let owner = fleet.follow(run).step("root").await.attempts[0].worker.clone();
+    let (victim, goes, stays) = if owner.as_ref() == Some(&one) { ("two", two, one) } else { ("one", one, two) };
+    fleet.kill_worker(victim).await;
+
+    let run = fleet.follow(run);
     let view = run.settles(RunOutcome::Passed).await;
     let last = |step: &StepView| step.attempts.last().and_then(|attempt| attempt.worker.clone());
     assert!(view.steps.iter().all(|step| last(step).as_ref() == Some(&stays)), "{view:#?}");

@@ -143,7 +143,7 @@ name: removed
 defaults: {image: "longshore-test/busybox:latest"}
 steps:
   - {name: parent, run: "echo parent > /made"}
-  - {name: holds, run: "echo holds; sleep 15"}
+  - {name: holds, run: "while test ! -e /go; do sleep 1; done"}
   - name: child
     from: parent
     needs: [holds]
@@ -157,6 +157,7 @@ steps:
     let engine = fleet.engine_of("one");
     let snapshot = run.step("parent").await.attempts[0].snapshot.clone().expect("a fork needs a commit");
     assert!(try_docker(engine, &["image", "rm", "--force", snapshot.as_str()]).status.success());
+    docker(engine, &["exec", &run.container("holds").await, "touch", "/go"]);
 
     let view = run.settles(RunOutcome::Passed).await;
     for n in 1..=3 {
@@ -171,7 +172,7 @@ async fn p20_where_the_remaking_does_not_pass_what_waits_is_the_fleets_fault() {
     let fleet = Fleet::new().worker("one", 1).start().await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
     // Long enough for the first time, and over before the second.
-    let until = now + 15;
+    let until = now + 45;
     let run = fleet
         .submit(&format!(
             r#"

@@ -4,8 +4,8 @@ use longshore_coordinator::core::view::RunOutcome;
 use longshore_protocol::{Outcome, RunId};
 use longshore_tests::Fleet;
 
-/// Two chains that share nothing: with two workers of two slots they spread over both Engines,
-/// and every child must find its parent's.
+/// Chains that share nothing: with two workers of two slots they spread over both Engines, and every child must find its
+/// parent's. The roots last until both workers take jobs, which they do a moment after they say that they are ready.
 const CHAINS: &str = r#"
 name: chains
 defaults: {image: "longshore-test/busybox:latest"}
@@ -15,6 +15,7 @@ steps:
     run: |
       echo "root of ${{ matrix.side }}"
       mkdir -p /work && echo "${{ matrix.side }}" > /work/trail
+      sleep 3
   - name: middle
     from: root
     matrix: {side: [a, b, c, d]}

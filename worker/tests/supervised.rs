@@ -119,7 +119,7 @@ fn command(argv: &[&str]) -> CommandSpec {
         env: Vec::new(),
         workdir: None,
         user: None,
-        limit: Duration::from_mins(2),
+        limit: Duration::from_hours(1),
         lease: None,
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Progress {
     /// How the run stood before, where somebody goes on with it.
     known: Option<RunView>,
     steps: BTreeMap<StepName, Told>,
-    /// Ended, but not told yet.
+    /// Ended, but not told yet; and since when that, or that the log was closed, is known.
     ended: Vec<(StepName, Instant)>,
     /// Lines of attempts that were not heard of yet.
     early: Vec<LogLine>,
@@ -189,8 +189,12 @@ impl Progress {
         for remake in step.remakes.iter().skip(before.remakes.len()) {
             push_line(out, &remade(&step, remake, self.style));
         }
+        let is_closed = |step: &StepView| step.attempts.last().is_some_and(|attempt| attempt.log_closed);
         if before.outcome.is_none() && step.outcome.is_some() {
             self.ended.push((step.step, Instant::now()));
+        } else if is_closed(&step) && !is_closed(&before) {
+            let ended = self.ended.iter_mut().filter(|(name, _)| *name == step.step);
+            ended.for_each(|(_, since)| *since = Instant::now());
         }
     }
 

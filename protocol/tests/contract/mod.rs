@@ -60,6 +60,8 @@ impl<B: Broker> Place<B> {
     }
 
     /// Waits until so many wait. The broker tells nobody of a change, so it is asked.
+    /// Waits until so many messages are in it that nobody has. RabbitMQ says 0 where it does not hear from a quorum queue
+    /// within 250 ms (`rabbit_quorum_queue:stat`), so one look is no proof.
     pub async fn until_waiting(&self, queue: &Queue, count: u32) {
         while self.broker.waiting(queue).await.unwrap() != count {
             tokio::task::yield_now().await;

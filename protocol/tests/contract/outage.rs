@@ -89,12 +89,21 @@ async fn p8_a_consumer_goes_on_after_an_outage() {
         // The broker has noticed when everything waits again; and while it is cut, nobody gets anything.
         outage.near.until_waiting(&events, 3).await;
         outage.proxy.until_tried(tried + 1).await;
-        assert!(matches!(held.ack().await, Err(BrokerError::Lost { .. })));
         outage.near.publish(&events, &["4"]).await;
         outage.proxy.set(Way::Open);
 
+        // Of two connections that were cut, the consumer's may be noticed last: then "2" is here from before.
+        let mut first = consumer.next().await.unwrap();
+        if !first.redelivered {
+            first = consumer.next().await.unwrap();
+        }
+        assert!(matches!(held.ack().await, Err(BrokerError::Lost { .. })));
+        let mut first = Some(first);
         for (body, redelivered) in [("1", true), ("2", true), ("3", false), ("4", false)] {
-            let delivery = consumer.next().await.unwrap();
+            let delivery = match first.take() {
+                Some(first) => first,
+                None => consumer.next().await.unwrap(),
+            };
             assert_eq!((text(&delivery), delivery.redelivered), (body, redelivered));
             delivery.ack().await.unwrap();
         }

@@ -123,13 +123,13 @@ pub async fn p6_waiting_counts_what_nobody_has<B: Site>(place: &Place<B>) {
     let jobs = place.jobs().await;
     assert_eq!(place.broker.waiting(&jobs).await.unwrap(), 0);
     place.publish(&jobs, &["1", "2", "3"]).await;
-    assert_eq!(place.broker.waiting(&jobs).await.unwrap(), 3);
+    place.until_waiting(&jobs, 3).await;
     let mut consumer = place.broker.consume(&jobs, 1).await.unwrap();
     let first = consumer.next().await.unwrap();
-    assert_eq!(place.broker.waiting(&jobs).await.unwrap(), 2);
+    place.until_waiting(&jobs, 2).await;
     consumer.cancel().await;
     first.ack().await.unwrap();
-    assert_eq!(place.broker.waiting(&jobs).await.unwrap(), 2);
+    place.until_waiting(&jobs, 2).await;
     let nobodys = place.topology.pool_jobs(Shard(0), &"nobody".parse().unwrap());
     assert_eq!(place.broker.waiting(&nobodys).await.unwrap(), 0);
 }
@@ -147,7 +147,8 @@ pub async fn declaring_twice_and_at_once_is_declaring_once<B: Site>(place: &Plac
     let events = place.events().await;
     place.publish(&events, &["1"]).await;
     place.events().await;
-    assert_eq!(place.broker.waiting(&events).await.unwrap(), 1, "declaring does not empty, nor bind twice");
+    // Declaring does not empty, nor bind twice.
+    place.until_waiting(&events, 1).await;
     for broker in others {
         broker.close().await;
     }

@@ -14,7 +14,10 @@ use crate::sandbox::{Sandbox, Worker, sh};
 const HOUR_MS: u64 = 3_600_000;
 
 /// Until TERM: enough for a shell to have set its trap.
-const AWAY_MS: u64 = 2_000;
+const AWAY_MS: u64 = 5_000;
+
+/// Without a word of the worker's: enough for a command to be ended, and for that to be told.
+const ORPHAN: Duration = Duration::from_secs(3);
 
 fn stop(worker: &mut Worker, id: &str, grace_ms: u64) {
     worker.send(&ToSupervisor::Stop(Stop { id: id.to_owned(), grace_ms }));
@@ -110,7 +113,7 @@ fn p17_a_command_ends_at_its_limit() {
 #[test]
 fn p17_a_worker_that_does_nothing_after_the_limit_is_none() {
     let mut sandbox = Sandbox::start();
-    let (mut worker, _) = sandbox.accept_for(Duration::from_millis(100));
+    let (mut worker, _) = sandbox.accept_for(ORPHAN);
     worker.start(&Run { limit_ms: 50, ..sh("1", "sleep 1000") });
     assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Limit));
     assert!(worker.try_next().is_none());
@@ -190,13 +193,13 @@ fn p18_the_timer_is_moved_on_and_never_back() {
     let sandbox = Sandbox::start();
     sandbox.fifo("/tmp/go");
     let (mut worker, _) = sandbox.accept();
-    let dead_by_ms = boot_ms() + 1_000;
+    let dead_by_ms = boot_ms() + AWAY_MS;
     worker.start(&leased("1", "echo ready; read x </tmp/go; exit 3", dead_by_ms, 0));
-    ready(&mut worker);
     extend(&mut worker, "another", 0);
     extend(&mut worker, "1", dead_by_ms + HOUR_MS);
     extend(&mut worker, "1", dead_by_ms);
     extend(&mut worker, "1", 0);
+    ready(&mut worker);
     // Nothing is told at a time at which nothing happens, but a second command is refused only while the first one runs.
     while boot_ms() < dead_by_ms + 100 {
         worker.send(&ToSupervisor::Run(sh("2", "true")));
@@ -212,7 +215,8 @@ fn p18_what_is_being_ended_is_not_extended() {
     sandbox.fifo("/tmp/heard");
     let (mut worker, _) = sandbox.accept();
     let script = "trap 'echo >/tmp/heard' TERM; echo ready; while :; do sleep 1000 & wait; done";
-    worker.start(&leased("1", script, boot_ms() + AWAY_MS + 300, 300));
+    // The grace is what its trap has to be heard.
+    worker.start(&leased("1", script, boot_ms() + 2 * AWAY_MS, AWAY_MS));
     ready(&mut worker);
     assert_eq!(sandbox.hear("/tmp/heard"), "\n");
     extend(&mut worker, "1", boot_ms() + HOUR_MS);
@@ -251,8 +255,8 @@ fn p18_the_timer_holds_without_a_worker_and_for_the_next_one() {
 #[test]
 fn p17_a_worker_that_does_nothing_after_the_lease_is_none() {
     let mut sandbox = Sandbox::start();
-    let (mut worker, _) = sandbox.accept_for(Duration::from_millis(100));
-    worker.start(&leased("1", "sleep 1000", boot_ms() + 500, 0));
+    let (mut worker, _) = sandbox.accept_for(ORPHAN);
+    worker.start(&leased("1", "sleep 1000", boot_ms() + AWAY_MS, 0));
     assert_eq!(exited(&mut worker), (Status::Signal(9), EndedBy::Lease));
     assert!(worker.try_next().is_none());
     assert_eq!(sandbox.exit_status().code(), Some(75));

@@ -10,8 +10,8 @@ use longshore_coordinator::store::recover::Counters;
 use longshore_protocol::Epoch;
 use tokio::time::Instant;
 
-use super::Place;
 use super::rows::{entries, heard, message};
+use super::{Place, signed_in};
 
 const LAPSE: Duration = Duration::from_millis(LAPSE_MS);
 
@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// P21.
 pub async fn p21_one_of_two_takes_the_epoch_and_the_other_only_after_it_is_given_back(place: &impl Place) {
-    let (first, second) = (place.open().await, place.open().await);
+    let (first, second) = (signed_in(place).await, signed_in(place).await);
     let epoch = first.take_epoch("first").await.unwrap().expect("nobody leads");
     assert_eq!(epoch, Epoch(1));
     assert_eq!(second.take_epoch("second").await.unwrap(), None);
@@ -35,7 +35,7 @@ pub async fn p21_one_of_two_takes_the_epoch_and_the_other_only_after_it_is_given
 pub async fn p21_of_many_who_try_at_once_one_takes_the_epoch(place: &impl Place) {
     let mut stores = Vec::new();
     for _ in 0..4 {
-        stores.push(place.open().await);
+        stores.push(signed_in(place).await);
     }
     for round in 1..=10 {
         let taken = join_all(stores.iter().map(|store| store.take_epoch("one of them"))).await;
@@ -68,7 +68,7 @@ pub async fn p21_an_epoch_that_is_not_renewed_lapses_by_the_stores_clock(place: 
 
 /// P21: every kind of writing, and all at once. Frozen all that time, it goes on as if nothing had happened.
 pub async fn p21_a_stale_leader_writes_nothing(place: &impl Place) {
-    let (stale, active) = (place.open().await, place.open().await);
+    let (stale, active) = (signed_in(place).await, signed_in(place).await);
     let old = stale.take_epoch("stale").await.unwrap().unwrap();
     stale.commit(old, &entries(vec![heard(1, 1)])).await.unwrap();
     stale.release_epoch(old).await.unwrap();
@@ -88,10 +88,10 @@ pub async fn p21_a_stale_leader_writes_nothing(place: &impl Place) {
 
 /// P21: what fences is that another took over, not that time went by.
 pub async fn p21_a_leader_that_stalled_goes_on_if_nobody_took_over(place: &impl Place) {
-    let store = place.open().await;
+    let (store, heir) = (place.open().await, signed_in(place).await);
     let epoch = store.take_epoch("stalled").await.unwrap().unwrap();
     place.pass(LAPSE + LOOK).await;
     store.commit(epoch, &entries(vec![heard(1, 1)])).await.unwrap();
     // And has renewed it by that.
-    assert_eq!(place.open().await.take_epoch("heir").await.unwrap(), None);
+    assert_eq!(heir.take_epoch("heir").await.unwrap(), None);
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_coordinator::store::Store;
+use longshore_protocol::Epoch;
 
 /// One implementation under test: the place where a store's data is, of which several processes may hold it open.
 pub trait Place {
@@ -31,6 +32,14 @@ pub trait Place {
 
     /// So much time, or more, goes by on the store's own clock: the answer says how much.
     fn pass(&self, time: Duration) -> impl Future<Output = Duration> + Send;
+}
+
+/// Opens it and signs in as well, which may take a good part of the time after which an epoch lapses.
+pub(crate) async fn signed_in(place: &impl Place) -> Arc<dyn Store> {
+    let store = place.open().await;
+    // Nobody's: nothing changes by it.
+    store.release_epoch(Epoch(1_000)).await.unwrap();
+    store
 }
 
 /// Makes a test of each rule of the suite, on the place that the expression makes.

@@ -7,8 +7,8 @@ use longshore_coordinator::store::batch::Batch;
 use longshore_coordinator::store::recover::Counters;
 use longshore_protocol::RunId;
 
-use super::Place;
 use super::rows::{claim, entries, heard, message, new_log, outbox, run_row, settled, step_row};
+use super::{Place, signed_in};
 
 /// P3.
 pub async fn p3_a_batch_is_written_whole_or_not_at_all(place: &impl Place) {
@@ -26,7 +26,7 @@ pub async fn p3_a_batch_is_written_whole_or_not_at_all(place: &impl Place) {
 
 /// P3: whoever opens it next, here another process would, finds what was answered, and nothing else.
 pub async fn p3_what_was_committed_outlives_a_crash(place: &impl Place) {
-    let store = place.open().await;
+    let (store, heir) = (place.open().await, signed_in(place).await);
     let epoch = store.take_epoch("t").await.unwrap().unwrap();
     store
         .commit(epoch, &Batch { entries: vec![heard(1, 1)], outbox: vec![message(1)], ..Batch::default() })
@@ -36,9 +36,9 @@ pub async fn p3_what_was_committed_outlives_a_crash(place: &impl Place) {
     // Made and never polled: nothing of it was asked for.
     drop(store.commit(epoch, &entries(vec![heard(3, 3)])));
     place.crash(store).await;
+    assert_eq!(heir.take_epoch("heir").await.unwrap(), None, "a crash gives nothing back: it lapses");
     let store = place.open().await;
     assert_eq!(store.counters().await.unwrap(), Counters { seq: 2, change: 0, outbox: 0 });
-    assert_eq!(store.take_epoch("heir").await.unwrap(), None, "a crash gives nothing back: it lapses");
     store.commit(epoch, &entries(vec![heard(3, 3)])).await.unwrap();
 }
 

@@ -37,7 +37,14 @@ use crate::error::WorkerError;
 pub(crate) struct Disk {
     dir: PathBuf,
     // INVARIANT: locked; the lock goes with the file, also when the process is killed.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Disk {
+    /// Not left to the file's end: a process that is being started beside this holds it as well, for a moment.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,7 +75,7 @@ impl Disk {
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(|source| WorkerError::State { path: path.clone(), source })?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { dir: dir.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => Err(WorkerError::Locked { dir: dir.to_owned() }),
             Err(TryLockError::Error(source)) => Err(WorkerError::State { path, source }),
         }

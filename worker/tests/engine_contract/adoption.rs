@@ -137,7 +137,8 @@ pub async fn p10_what_is_gone_is_not_adopted<E: Engine>(bench: Bench<E>) {
 /// P17: nobody comes back, and the timer of the last command ends the container.
 pub async fn p17_a_command_past_its_limit_ends_without_its_worker<E: Engine>(bench: Bench<E>) {
     let mut spec = bench.spec("trap '' TERM; echo up; sleep 3600");
-    spec.command.limit = Duration::from_millis(300);
+    // Until it has said that it is up.
+    spec.command.limit = Duration::from_secs(5);
     let name = spec.name.clone();
     bench
         .before_its_death(|engine| async move {

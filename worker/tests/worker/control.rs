@@ -123,7 +123,7 @@ async fn p22_a_lower_epoch_is_ignored_also_after_a_restart() {
     fleet.control_as(Epoch(4), worker.incarnation, &worker, stale(&job)).await;
     only_the_current_cancel_counted(&mut fleet, &worker, &job).await;
     fleet.control(&worker, Control::Settled { claim: claim(&job) }).await;
-    fleet.holds_nothing(&worker).await;
+    fleet.forgets(&claim(&job)).await;
     worker.crash().await;
 
     let (worker, _) = fleet.started().await;

@@ -25,7 +25,7 @@ use crate::process::Process;
 use crate::tap::Tap;
 
 /// Only a test that fails waits so long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
 
@@ -161,7 +161,7 @@ impl Fleet {
                 workdir: None,
                 user: None,
                 sources: Vec::new(),
-                timeout_ms: 60_000,
+                timeout_ms: 3_600_000,
                 grace_ms: 0,
                 output_max: None,
                 exclusive: false,
@@ -393,6 +393,17 @@ impl Fleet {
         let spool = format!("spool/{}-{}.log", claim.execution.to_hex(), claim.attempt);
         let known = self.entries_of(claim).last().is_some_and(|entry| entry["entry"] != "forgotten");
         (known, self.state().join(spool).exists())
+    }
+
+    /// Waits until the worker has written that it knows nothing of an attempt any more. That it holds it no longer, it
+    /// says before.
+    pub(crate) async fn forgets(&self, claim: &Claim) {
+        let forgotten = async {
+            while self.on_disk(claim).0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, forgotten).await.expect("it is never forgotten");
     }
 
     /// What the worker wrote of an attempt, in order.

@@ -11,17 +11,16 @@ async fn health_readiness_and_metrics_are_served() {
     let mut fleet = Fleet::new().await;
     // The one recorder of this test process: other tests' workers write into it too.
     let metrics_render = Some(PrometheusBuilder::new().install_recorder().unwrap());
-    // Asked of the system, and free again: `run` takes the worker, so its own port could not be read here.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let config = Config { metrics_listen: Some(address), metrics_render, ..fleet.config() };
+    let any = "127.0.0.1:0".parse().unwrap();
+    let config = Config { metrics_listen: Some(any), metrics_render, ..fleet.config() };
     let worker = fleet.start_with(config).await.unwrap();
+    let address = worker.listens_on.unwrap();
     assert!(matches!(fleet.event().await, Event::Hello(_)));
     fleet.carry_out(&fleet.job("a", "true")).await;
 
     let page = async |path: &str| {
-        let answer = reqwest::get(format!("http://{address}{path}")).await.unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = http.get(format!("http://{address}{path}")).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
     assert_eq!(page("/healthz").await, (200, "ok\n".to_owned()));

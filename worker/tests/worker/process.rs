@@ -1,5 +1,7 @@
 //! A worker that may crash.
 
+use std::net::SocketAddr;
+
 use longshore_protocol::broker::Broker as _;
 use longshore_protocol::{Incarnation, WorkerId};
 use longshore_worker::engine::fake::FakeEngine;
@@ -15,6 +17,7 @@ use crate::tap::Tap;
 pub(crate) struct Process {
     pub(crate) id: WorkerId,
     pub(crate) incarnation: Incarnation,
+    pub(crate) listens_on: Option<SocketAddr>,
     pub(crate) tap: Tap,
     engine: FakeEngine,
     shutdown: CancellationToken,
@@ -37,7 +40,8 @@ impl Process {
             match Worker::open(config, broker, its_engine).await {
                 Ok(worker) => {
                     let tokens = (worker.hurry(), worker.kill());
-                    let _ = opened.send(Ok((worker.id().clone(), worker.incarnation(), tokens)));
+                    let names = (worker.id().clone(), worker.incarnation(), worker.listens_on());
+                    let _ = opened.send(Ok((names, tokens)));
                     worker.run(token).await
                 }
                 Err(error) => {
@@ -47,8 +51,9 @@ impl Process {
             }
         });
         match told.await.unwrap() {
-            Ok((id, incarnation, (hurry, kill))) => {
-                Ok(Self { id, incarnation, tap, engine, shutdown, hurry, kill, ended, runtime: Some(runtime) })
+            Ok(((id, incarnation, listens_on), (hurry, kill))) => {
+                let runtime = Some(runtime);
+                Ok(Self { id, incarnation, listens_on, tap, engine, shutdown, hurry, kill, ended, runtime })
             }
             Err(error) => {
                 runtime.shutdown_background();

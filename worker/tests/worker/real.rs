@@ -18,11 +18,8 @@ use longshore_worker::{Config, Worker, WorkerError};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{Fleet, LEASE, claim, events};
+use crate::fleet::{Fleet, LEASE, PATIENCE, claim, events};
 use crate::services;
-
-/// A pull of a busybox and some container starts, on a machine that does other things as well.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A worker on the real services, its jobs made by a fleet that is otherwise not used.
 struct Real {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use longshore_protocol::broker::memory::MemoryBroker;
 use longshore_protocol::broker::{Broker, BrokerError, Consumer, Outgoing, PublishError};
@@ -28,11 +29,19 @@ pub(crate) struct Tap {
     held: watch::Sender<Vec<String>>,
     /// How often a confirm was lost.
     lost: Arc<Mutex<u32>>,
+    /// When each message was handed over, by exchange, in order.
+    published: Arc<Mutex<BTreeMap<String, Vec<Instant>>>>,
 }
 
 impl Tap {
     pub(crate) fn new(inner: MemoryBroker) -> Self {
-        Self { inner, modes: watch::Sender::default(), held: watch::Sender::default(), lost: Arc::default() }
+        Self {
+            inner,
+            modes: watch::Sender::default(),
+            held: watch::Sender::default(),
+            lost: Arc::default(),
+            published: Arc::default(),
+        }
     }
 
     /// For the exchange whose name ends so.
@@ -53,6 +62,12 @@ impl Tap {
         tokio::time::timeout(PATIENCE, holds).await.expect("it is never said").unwrap();
     }
 
+    /// When the n-th message for the exchange whose name ends so was handed over.
+    pub(crate) fn published(&self, exchange: &str, number: usize) -> Instant {
+        let published = self.published.lock().unwrap();
+        published.iter().find(|(name, _)| name.ends_with(exchange)).unwrap().1[number - 1]
+    }
+
     fn mode(modes: &BTreeMap<&'static str, Mode>, exchange: &str) -> Mode {
         modes.iter().find(|(suffix, _)| exchange.ends_with(*suffix)).map_or(Mode::Pass, |(_, mode)| *mode)
     }
@@ -65,6 +80,8 @@ impl Broker for Tap {
 
     async fn publish(&self, messages: Vec<Outgoing>) -> Result<(), PublishError> {
         let exchange = messages[0].to.exchange.clone();
+        let now = std::iter::repeat_n(Instant::now(), messages.len());
+        self.published.lock().unwrap().entry(exchange.clone()).or_default().extend(now);
         let mut modes = self.modes.subscribe();
         let mode = Self::mode(&modes.borrow_and_update(), &exchange);
         if mode == Mode::Hold {

@@ -47,9 +47,9 @@ const ENGINE_HOLDS: usize = 1_000_000;
 const PIPES_HOLD: usize = 1024 * 1024;
 
 /// The Engine records an OOM kill and an exit from two notices, which may come in either order.
-const OOM_LOOKS: u32 = 15;
-/// From one look to the next: five of them are longer than any such delay seen, on a machine that was not busy.
-const OOM_PAUSE: Duration = Duration::from_millis(20);
+const OOM_LOOKS: u32 = 60;
+/// From one look to the next: two of them are longer than any such delay seen, on a machine that was not busy.
+const OOM_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) async fn start(engine: &DockerEngine, container: &ContainerName) -> Result<Running, EngineError> {
     let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).logs(false).build();

@@ -10,8 +10,9 @@ use tokio::time::{Instant, sleep};
 use longshore_protocol::process::blocking;
 
 /// The kernel takes sockets apart after their processes' end, and the worker's own end of a supervisor's connection is
-/// closed by a task: some milliseconds. A namespace that is not empty after this is not waited for.
-const SETTLE: Duration = Duration::from_millis(500);
+/// closed by a task: some milliseconds, on a machine that is not busy. A namespace that is not empty after this is not
+/// waited for.
+const SETTLE: Duration = Duration::from_secs(2);
 const SETTLE_STEP: Duration = Duration::from_millis(10);
 
 /// The kernel's tables of sockets of which a namespace that nobody uses has none: one heading, then a line for each.
