@@ -1,7 +1,6 @@
 //! The same worker on RabbitMQ and a Docker Engine: what the fakes cannot show.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use longshore_protocol::broker::amqp::AmqpBroker;
 use longshore_protocol::broker::{Broker as _, Consumer, Outgoing};
