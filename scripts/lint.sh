@@ -11,9 +11,9 @@ cd "$root"
 advisories() {
     local out rc=0
     out=$(timeout 300 cargo deny --color never check advisories 2>&1 </dev/null) || rc=$?
+    # 124 is timeout's.
     if [ "$rc" = 0 ]; then
         echo 'advisories: ok'
-    # 124: the time was up.
     elif [ "$rc" = 124 ] || grep -q 'failed to .* advisory database' <<<"$out"; then
         echo 'advisories: NOT CHECKED (their database could not be fetched)'
         [ "${CI_ADVISORIES:-}" != required ]

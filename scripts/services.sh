@@ -169,7 +169,7 @@ END
 
 # The registry needs the first engine's namespace, so that one is made beforehand.
 # Its caller looks at what it answers, so `set -e` counts for nothing in here and in
-# all that it calls: whatever may fail is followed by `|| return 1`.
+# all that it calls: a service that does not come up is told by `|| return 1`.
 start_all() {
     local -a jobs=()
     local job

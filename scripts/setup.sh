@@ -88,18 +88,23 @@ without_services() {
 
 # A machine that has just started may be installing something of its own: that is waited for.
 apt_get() {
-    as_root env DEBIAN_FRONTEND=noninteractive \
+    as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C \
         apt-get -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" </dev/null
 }
 
-# Without an index, apt says so in passing and succeeds.
+# Without an option, apt says in passing that a list could not be had, and succeeds; and
+# for the lists' lock there is none that waits.
 update_lists() {
-    local try
-    for try in 1 2 3; do
-        if apt_get -o APT::Update::Error-Mode=any update >/dev/null; then return; fi
-        [ "$try" = 3 ] || sleep 5
+    local until=$((SECONDS + 300)) tries=3 said
+    until said=$(apt_get -o APT::Update::Error-Mode=any update 2>&1 >/dev/null); do
+        [[ $said == *'Could not get lock'* ]] || tries=$((tries - 1))
+        if [ "$tries" = 0 ] || [ "$SECONDS" -ge "$until" ]; then
+            printf '%s\n' "$said" >&2
+            say "not all of Debian's package lists could be had: goes on with those that are there"
+            return
+        fi
+        sleep 5
     done
-    say "some of Debian's package lists could not be had: goes on with those that are there"
 }
 
 # docker-cli is a package of its own since Debian 13 and part of docker.io before.

@@ -16,10 +16,12 @@ finish() {
     trap '' INT TERM HUP
     end_group
     # What will not go is told, and is no test's failure.
-    "$root/scripts/services.sh" down "$services" || say "the services of $services did not all end"
-    if [ "$rc" = 0 ]; then rm -rf "$services"
-    else say "failed; the services' logs are in $services/log"
+    if ! "$root/scripts/services.sh" down "$services"; then
+        say "its services did not all end: what is left of them is in $services"
+    elif [ "$rc" = 0 ]; then
+        rm -rf "$services"
     fi
+    if [ "$rc" != 0 ]; then say "failed; the services' logs are in $services/log"; fi
     exit "$rc"
 }
 trap finish EXIT

@@ -6,7 +6,7 @@ use longshore_protocol::broker::{Broker, Outgoing};
 use longshore_protocol::topology::Topology;
 use longshore_protocol::{Outcome, Shard};
 use longshore_tests::check::journal_entries;
-use longshore_tests::engine::named;
+use longshore_tests::engine::{docker, named};
 use longshore_tests::own::{OwnServices, base_image};
 use longshore_tests::process::{Process, within_patience};
 use longshore_tests::{Fleet, services};
@@ -122,7 +122,10 @@ name: neighbours
 defaults: {image: "longshore-test/busybox:latest"}
 steps:
   - name: root
-    run: echo root > /made; echo made; sleep 2
+    run: |
+      echo root > /made
+      echo made
+      while test ! -e /go; do sleep 1; done
   - name: child
     from: root
     matrix: {n: [1, 2]}
@@ -135,8 +138,9 @@ steps:
     let owner = fleet.follow(run).step("root").await.attempts[0].worker.clone();
     let (victim, goes, stays) = if owner.as_ref() == Some(&one) { ("two", two, one) } else { ("one", one, two) };
     fleet.kill_worker(victim).await;
-
     let run = fleet.follow(run);
+    docker(&services::env("LONGSHORE_TEST_DOCKER_1"), &["exec", &run.container("root").await, "touch", "/go"]);
+
     let view = run.settles(RunOutcome::Passed).await;
     let last = |step: &StepView| step.attempts.last().and_then(|attempt| attempt.worker.clone());
     assert!(view.steps.iter().all(|step| last(step).as_ref() == Some(&stays)), "{view:#?}");

@@ -59,12 +59,20 @@ impl<B: Broker> Place<B> {
         self.broker.publish(messages(queue, bodies)).await.unwrap();
     }
 
-    /// Waits until so many wait. The broker tells nobody of a change, so it is asked.
     /// Waits until so many messages are in it that nobody has. RabbitMQ says 0 where it does not hear from a quorum queue
-    /// within 250 ms (`rabbit_quorum_queue:stat`), so one look is no proof.
+    /// within 250 ms (`rabbit_quorum_queue:stat`), so that is believed when it is said again after longer than that.
     pub async fn until_waiting(&self, queue: &Queue, count: u32) {
-        while self.broker.waiting(queue).await.unwrap() != count {
-            tokio::task::yield_now().await;
+        loop {
+            while self.broker.waiting(queue).await.unwrap() != count {
+                tokio::task::yield_now().await;
+            }
+            if count > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if self.broker.waiting(queue).await.unwrap() == count {
+                return;
+            }
         }
     }
 

@@ -36,7 +36,7 @@ use crate::error::WorkerError;
 #[derive(Debug)]
 pub(crate) struct Disk {
     dir: PathBuf,
-    // INVARIANT: locked; the lock goes with the file, also when the process is killed.
+    // INVARIANT: locked until this is dropped, or the process killed.
     lock: File,
 }
 

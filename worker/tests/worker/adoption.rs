@@ -138,10 +138,10 @@ async fn p10_an_adopted_step_takes_a_slot_and_can_be_cancelled() {
 async fn p10_time_passes_while_the_worker_is_dead() {
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;
-    let job = fleet.job("a", "echo up; await never");
+    let mut job = fleet.job("a", "echo up; await never");
+    job.spec.timeout_ms = 60_000;
     running_and_wrote(&mut fleet, &worker, &job, "up").await;
     worker.crash().await;
-    // Its time is a minute.
     fleet.engine.pass(&the_container(&fleet), Duration::from_secs(61));
     let worker = adopts(&mut fleet, &job, &Phase::Running).await;
     let finished = fleet.finished().await;
@@ -155,7 +155,8 @@ async fn p10_time_passes_while_the_worker_is_dead() {
 async fn p10_a_command_that_ended_in_time_is_not_timed_out_by_its_workers_death() {
     let mut fleet = Fleet::new().await;
     let (worker, _) = fleet.started().await;
-    let job = fleet.job("a", "await go; exit 5");
+    let mut job = fleet.job("a", "await go; exit 5");
+    job.spec.timeout_ms = 60_000;
     fleet.running(&job).await;
     worker.crash().await;
     fleet.engine.raise("go");

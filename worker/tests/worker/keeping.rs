@@ -128,7 +128,7 @@ async fn a_ten_minute_build_is_committed_and_the_trifles_behind_it_are_not() {
         assert_eq!((&last.snapshot, last.parked), (&None, true), "{n}");
     }
     // They add up, and then one more commit is worth it.
-    let trifle = live(fleet.child("the last trifle", "work 2; true", &last));
+    let trifle = live(fleet.child("the last trifle", "work 1.5; true", &last));
     let checkpoint = fleet.carry_out(&trifle).await;
     assert!(checkpoint.snapshot.is_some() && checkpoint.parked, "{checkpoint:?}");
     assert_eq!(fleet.engine.calls("commit"), 2);

@@ -8,7 +8,7 @@ use longshore_protocol::output::{Offsets, Stream};
 use longshore_protocol::{Attempt, InfraStage, Outcome};
 use longshore_worker::engine::{ContainerName, EngineError};
 
-use crate::fleet::{Fleet, claim, fence};
+use crate::fleet::{Fleet, PATIENCE, claim, fence};
 
 pub(crate) fn live(job: Job) -> Job {
     Job { keep: Keep::Live, ..job }
@@ -242,9 +242,12 @@ async fn a_container_that_cannot_be_cleaned_is_restored_and_the_childs_log_says_
     let asked = fleet.engine.calls("way");
     fleet.dispatch(&child).await;
     assert_eq!(fleet.accepted().await, claim(&child));
-    while fleet.engine.calls("way") == asked {
-        tokio::task::yield_now().await;
-    }
+    let asks = async {
+        while fleet.engine.calls("way") == asked {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asks).await.expect("it asks which way there is");
     // That was the last question before the container. One that came later and is over says that the child waits for it.
     let later = fleet.job("later", "true");
     assert_eq!(fleet.carry_out(&later).await.outcome, Outcome::Passed);

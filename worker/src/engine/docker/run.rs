@@ -46,10 +46,11 @@ const ENGINE_HOLDS: usize = 1_000_000;
 /// room to spare. If that much was taken off it in its last two seconds, it came to its end.
 const PIPES_HOLD: usize = 1024 * 1024;
 
-/// The Engine records an OOM kill and an exit from two notices, which may come in either order.
-const OOM_LOOKS: u32 = 60;
-/// From one look to the next: two of them are longer than any such delay seen, on a machine that was not busy.
-const OOM_PAUSE: Duration = Duration::from_millis(50);
+/// The Engine records an OOM kill and an exit from two notices, which may come in either order. Seven looks are 1.3 s:
+/// ten times any such delay seen, on a machine that was not busy.
+const OOM_LOOKS: u32 = 7;
+/// From the first look to the second; then doubling.
+const OOM_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) async fn start(engine: &DockerEngine, container: &ContainerName) -> Result<Running, EngineError> {
     let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).logs(false).build();
@@ -199,6 +200,7 @@ async fn runs(engine: &DockerEngine, container: &ContainerName) -> Result<bool, 
 }
 
 async fn oom_killed(engine: &DockerEngine, container: &ContainerName, code: u8) -> Result<bool, EngineError> {
+    let mut pause = OOM_PAUSE;
     for _ in 0..OOM_LOOKS {
         let inspected = engine.inspect(container).await?;
         let oom_killed = inspected.state.and_then(|state| state.oom_killed).unwrap_or(false);
@@ -207,7 +209,8 @@ async fn oom_killed(engine: &DockerEngine, container: &ContainerName, code: u8) 
         if oom_killed || code != 128 + 9 || !limited {
             return Ok(oom_killed);
         }
-        tokio::time::sleep(OOM_PAUSE).await;
+        tokio::time::sleep(pause).await;
+        pause *= 2;
     }
     Ok(false)
 }

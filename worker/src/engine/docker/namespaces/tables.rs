@@ -13,6 +13,7 @@ use longshore_protocol::process::blocking;
 /// closed by a task: some milliseconds, on a machine that is not busy. A namespace that is not empty after this is not
 /// waited for.
 const SETTLE: Duration = Duration::from_secs(2);
+/// From the first look to the second; then doubling.
 const SETTLE_STEP: Duration = Duration::from_millis(10);
 
 /// The kernel's tables of sockets of which a namespace that nobody uses has none: one heading, then a line for each.
@@ -68,13 +69,15 @@ impl Process {
     /// What is in its network namespace, as soon as that is `enough`, or when there was time enough for what was just
     /// connected or closed; as [`sockets`](Self::sockets).
     pub(super) async fn settled(self, enough: impl Fn(&Sockets) -> bool) -> io::Result<Sockets> {
-        let until = Instant::now() + SETTLE;
+        let (until, mut pause) = (Instant::now() + SETTLE, SETTLE_STEP);
         loop {
             let found = blocking(move || self.sockets()).await;
-            if found.as_ref().is_ok_and(&enough) || Instant::now() >= until {
+            let gone = found.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            if gone || found.as_ref().is_ok_and(&enough) || Instant::now() >= until {
                 return found;
             }
-            sleep(SETTLE_STEP).await;
+            sleep(pause).await;
+            pause *= 2;
         }
     }
 
