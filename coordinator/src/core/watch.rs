@@ -101,7 +101,8 @@ impl Queues {
         }
     }
 
-    /// P6: a pool's queue was looked at.
+    /// P6: a pool's queue was looked at. RabbitMQ says 0 as well where a quorum queue does not answer it within 250 ms
+    /// (`rabbit_quorum_queue:stat` of 3.10): the next look that sees all of them takes that back.
     pub(super) fn looked_at(&mut self, queue: &JobQueue, messages: u32, tick: u64) {
         let Some(watch) = self.watches.get_mut(queue) else { return };
         if messages == 0 {
