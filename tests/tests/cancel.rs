@@ -115,8 +115,10 @@ async fn what_did_not_pass_is_tried_again_on_its_parents_files_and_what_passed_i
     assert_eq!(view.summary.retries, 1);
     let attempts: Vec<usize> = view.steps.iter().map(|step| step.attempts.len()).collect();
     assert_eq!(attempts, [1, 2, 1]);
-    // P20: a fork or a commit would have kept them; a chain's container is gone with the step that failed in it.
-    assert_eq!(view.steps[0].remakes.len(), 1);
+    // P20: a fork or a commit would have kept them (a machine that stalls may make it worth one); a chain's container is
+    // gone with the step that failed in it.
+    let committed = view.steps[0].attempts[0].snapshot.is_some();
+    assert_eq!(view.steps[0].remakes.len(), usize::from(!committed));
     assert_eq!(run.log("test").await, "built\n");
     assert_eq!(run.log("after").await, "spoilt\n");
     fleet.checks_out().await;
