@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Client;
@@ -168,15 +169,7 @@ pub(crate) fn free_prefix() -> String {
 /// Not given out again for five minutes, whoever listens when: `free_port` in scripts/lib/common.sh notes what it gives
 /// out at the same place.
 pub(crate) fn free_address() -> String {
-    let user = fs::metadata("/proc/self").expect("a /proc").uid();
-    let given = std::env::temp_dir().join(format!("longshore-ports-{user}"));
-    fs::create_dir_all(&given).unwrap_or_else(|error| panic!("{}: {error}", given.display()));
-    for note in fs::read_dir(&given).into_iter().flatten().flatten() {
-        let age = note.metadata().and_then(|note| note.modified()).ok().and_then(|noted| noted.elapsed().ok());
-        if age.is_some_and(|age| age > Duration::from_mins(5)) {
-            let _ = fs::remove_file(note.path());
-        }
-    }
+    let given = ports_given_out();
     let ports = std::iter::repeat_with(|| 20_000 + uuid::Uuid::new_v4().as_u128() % 12_000);
     let mut free = ports.take(10_000).filter_map(|port| {
         let noted = fs::File::create_new(given.join(port.to_string()));
@@ -188,4 +181,18 @@ pub(crate) fn free_address() -> String {
         TcpListener::bind(&address).is_ok().then_some(address)
     });
     free.next().unwrap_or_else(|| panic!("no port is free: {} notes those that were given out", given.display()))
+}
+
+/// A directory with a file for each port that was given out in the last five minutes.
+fn ports_given_out() -> PathBuf {
+    let user = fs::metadata("/proc/self").expect("a /proc").uid();
+    let given = std::env::temp_dir().join(format!("longshore-ports-{user}"));
+    fs::create_dir_all(&given).unwrap_or_else(|error| panic!("{}: {error}", given.display()));
+    for note in fs::read_dir(&given).into_iter().flatten().flatten() {
+        let age = note.metadata().and_then(|note| note.modified()).ok().and_then(|noted| noted.elapsed().ok());
+        if age.is_some_and(|age| age > Duration::from_mins(5)) {
+            let _ = fs::remove_file(note.path());
+        }
+    }
+    given
 }

@@ -18,8 +18,8 @@ async fn health_readiness_and_metrics_are_served() {
     assert!(matches!(fleet.event().await, Event::Hello(_)));
     fleet.carry_out(&fleet.job("a", "true")).await;
 
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
     let page = async |path: &str| {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = http.get(format!("http://{address}{path}")).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
